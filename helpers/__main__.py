@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import sys
 import warnings
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ if __name__ == "__main__":  # the imports below need packages that may not be in
 
 import click
 
-from helpers.display import print_any_character, printable
+from helpers.display import did_you_mean, print_any_character, printable
 from helpers.environment.commands import doctor, monitor
 from helpers.files import explain_os_error
 from helpers.paths import COMMAND
@@ -41,6 +42,8 @@ from helpers.sharing.commands import demo, export, share
 from helpers.studies.commands import compare, sweep
 from helpers.training.commands import calibrate, plan, run_options, settings_from_options, train
 from helpers.troubleshooting.commands import explain
+
+_OPTION_CUTOFF = 0.75  # of similarity; the two hyphens alone make short options half equal
 
 
 class _TerminatedError(KeyboardInterrupt):
@@ -65,6 +68,17 @@ def _format_warning(message: Warning | str, category: type[Warning], filename: s
 _default_format = warnings.formatwarning
 
 
+def _describe_unknown(option: str, command: click.Command) -> str:
+    """Return a sentence about an option that a command does not have, which may be meant as a setting."""
+    options = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
+    setting = option.lstrip("-").replace("-", "_")
+    takes_settings = any(parameter.name == "parameters" for parameter in command.params)
+    hint = did_you_mean(setting, known_settings()) if takes_settings else ""
+    if "did you mean" in hint and not get_close_matches(option, options, cutoff=_OPTION_CUTOFF):
+        return f"There is no option {option!r}{hint} A setting is given as `-p NAME VALUE`."
+    return f"There is no option {option!r}{did_you_mean(option, options, cutoff=_OPTION_CUTOFF)}"
+
+
 class _CourseGroup(click.Group):
     """A command group that prints any character on any console, and expected errors as one sentence."""
 
@@ -83,6 +97,10 @@ class _CourseGroup(click.Group):
             error.with_traceback(None)  # frees its frames, which closes their progress bar first
             click.secho(f"Error: {_printable(sentence)}", fg="red", err=True)
             ctx.exit(2 if isinstance(error, SettingsError) else 1)
+        except click.NoSuchOption as error:
+            if error.ctx is not None:
+                error.message, error.possibilities = _describe_unknown(error.option_name, error.ctx.command), None
+            raise
         except (KeyboardInterrupt, click.Abort) as interrupt:  # Abort: Ctrl-C at a prompt
             click.secho("\nInterrupted: completed work is kept; repeat the command to continue.", fg="red", err=True)
             # the exit codes that a shell reports after SIGTERM and Ctrl-C

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import did_you_mean, first_line, printable, quoted
-from helpers.files import environment_variables, read_json_lines
+from helpers.files import environment_variables, read_json_lines, remove_link
 from helpers.paths import COMMAND, NOTEBOOKS, runs_folder
 from helpers.report import write_report
 from helpers.settings import SettingsError, describe_new_run, known_settings, refuse_training_text, run_folder
@@ -148,8 +148,7 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    if output.is_symlink():  # papermill would overwrite its target; a run that somebody else made may contain links
-        output.unlink()
+    remove_link(output)  # papermill would overwrite its target
     try:
         # The kernel runs in the notebook's folder, where a relative COURSE_RUNS would mean another folder.
         with environment_variables({"COURSE_RUNS": str(runs_folder())}):

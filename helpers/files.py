@@ -33,6 +33,12 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def remove_link(path: Path) -> None:
+    """Remove a link before a file is written: a run that somebody else made may link to a private file."""
+    if path.is_symlink():
+        path.unlink()
+
+
 def write_html_page(path: Path, *, title: str, body: str) -> None:
     """Write a page that needs no network, atomically; `body` is HTML."""
     write_atomically(path, fill_template("templates/page.html", title=title, body=Html(body)))

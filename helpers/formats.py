@@ -34,9 +34,11 @@ _SCORE = _form(
      "bits_per_byte_interval": _Range},
 )  # fmt: skip
 _DIFFERENCE = _form({"interval": _Range, "confidence": _Number, "resamples": _Count})
+_DOCUMENT = _form({"sha256": str, "bytes": _Count, "tokens": _Count, "tuned_nats": _Number})
 _COMPARISON = _form(
-    {"source": str, "verdict": str, "text_sha256": str, "base": _SCORE, "tuned": _SCORE, "difference": _DIFFERENCE}
-)
+    {"source": str, "verdict": str, "text_sha256": str, "base": _SCORE, "tuned": _SCORE, "difference": _DIFFERENCE},
+    documents=list[_DOCUMENT],
+)  # fmt: skip
 _COPIED = _form({"text": str, "longest_words": _Count})
 _SPEECH = _form({"settings": _Values, "decodings": list[_form({"decoding": str, "sample": str})]}, before=str)
 _OBJECT = _form({})

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _END_OF_TEXT = "<|endoftext|>"
 _LEGACY_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # the Hub still knows these names
+# Far above any GPT-2. Building 3,000 layers takes two minutes, which would pass before their weights are missed.
+_LARGEST = {"n_layer": 200, "n_embd": 20_000, "n_head": 1000, "vocab_size": 2_000_000, "n_positions": 1_000_000}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # Model that `on_device` moved to the GPU -> number of blocks that use it: a panel generates text in its own thread.
 _visits: Counter["GPT2LMHeadModel"] = Counter()
@@ -149,6 +151,7 @@ def load_start(settings: TrainingSettings, tokenizer: "PreTrainedTokenizerBase")
     Raises:
         SettingsError: as `load_model` does.
     """
+    TrainingSettings.check_type(settings)
     if not settings.from_scratch:
         return load_model(settings.model_name_or_path)
     values = settings.new_shape | {"resid_pdrop": settings.resid_pdrop, "embd_pdrop": settings.resid_pdrop}
@@ -160,9 +163,9 @@ def load_start(settings: TrainingSettings, tokenizer: "PreTrainedTokenizerBase")
 
 def check_shape(shape: Any) -> None:
     """Raise `SettingsError` for an impossible shape, such as a width (`n_embd`) that the heads do not divide."""
-    for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
-        if getattr(shape, name) < 1:
-            raise SettingsError(f"{name} = {getattr(shape, name)} in the model's config.json: it must be at least 1.")
+    for name, largest in _LARGEST.items():
+        if not 1 <= (value := getattr(shape, name)) <= largest:
+            raise SettingsError(f"{name} = {value} in the model's config.json: it must be 1 to {largest}.")
     if shape.n_embd % shape.n_head:
         raise SettingsError(
             f"n_embd = {shape.n_embd} cannot be split into n_head = {shape.n_head} heads: "

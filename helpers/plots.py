@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, STATUS_MARKS, cut, perplexity_text
+from helpers.display import BLUE, GREEN, GREY, ORANGE, RED, STATUS_MARKS, cut, perplexity_text, quoted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,6 +91,7 @@ def _sample_values(line: "Line2D") -> str:
 
 def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None) -> "Axes":
     """Draw training and validation loss, in nats per token, over the steps of a run."""
+    _check_history(history)
     ax = ax or new_axes()
     for key, name, colour, style in (("loss", "training", BLUE, "-"), ("eval_loss", "validation", ORANGE, "o--")):
         rows = [row for row in history if key in row]
@@ -102,6 +103,12 @@ def plot_history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = No
     return ax
 
 
+def _check_history(history: Any) -> None:
+    """Raise `TypeError` for something else than rows, such as the name of a run, which would give an empty picture."""
+    if not isinstance(history, Sequence) or not all(isinstance(row, Mapping) for row in history):
+        raise TypeError(f"history = {quoted(history)} has no rows: give a run's, such as open_run('mine').history.")
+
+
 def plot_learning_rate(
     history: Sequence[Mapping[str, Any]], *, rates: Sequence[float] = (), ax: "Axes | None" = None
 ) -> "Axes":
@@ -109,6 +116,7 @@ def plot_learning_rate(
 
     `rates` is the schedule, one rate per step from step 1: a history that logs every tenth step hides the warm-up.
     """
+    _check_history(history)
     ax = ax or new_axes(height=2.4)
     rows = [row for row in history if "learning_rate" in row]
     if rates:

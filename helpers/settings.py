@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, TypeAdapter, ValidationError, model_validator
 
-from helpers.display import did_you_mean
+from helpers.display import did_you_mean, quoted
 from helpers.files import read_json, refuse_long_paths
 from helpers.paths import ASSETS, COMMAND, find_path, runs_folder, stored_path
 from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence, setting, unknown
@@ -61,7 +61,7 @@ or '-', starting with a letter or digit.
         folder = runs_folder() / _plain_name(run)
         _refuse_other_case(folder)
     except ValueError as error:
-        raise SettingsError(f"run = {run!r} {error}.") from None
+        raise SettingsError(f"run = {quoted(run)} {error}.") from None
     refuse_long_paths(folder)
     return folder
 

@@ -52,6 +52,22 @@ def test_run_uses_the_preset_and_the_command_line_overrides_it(run_calls):
     assert rest["defaults"]["block_size"] == 512
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("train --lr 3", "There is no option '--lr'; did you mean 'learning_rate' or "),
+        ("run --batch-size 3", "'per_device_eval_batch_size'? A setting is given as `-p NAME VALUE`."),
+        ("plan --rnu x", "There is no option '--rnu'; did you mean '--run'?"),
+        ("train --json", "There is no option '--json'; there are --parameter, --preset, --run."),
+        ("export a --format gguf", "There is no option '--format'; there are --"),
+    ],
+)
+def test_an_unknown_option_names_the_setting_or_the_options(arguments, sentence):
+    result = call(*arguments.split())
+    assert result.exit_code == 2
+    assert sentence in result.output
+
+
 def test_the_courses_own_warnings_are_shown_without_a_source_line(monkeypatch):
     formatted = []
     warn = ("Waiting.", UserWarning, str(ROOT / "helpers/training/commands.py"), 45, "finished = fine_tune()")

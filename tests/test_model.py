@@ -186,7 +186,10 @@ def cut_short(name, n_bytes):
 
 
 IMPOSSIBLE = [
-    (with_values(n_head=0), r"n_head = 0 in the model's config.json: it must be at least 1"),
+    (with_values(n_head=0), r"n_head = 0 in the model's config.json: it must be 1 to 1000"),
+    (with_values(n_layer=3000), "n_layer = 3000 in the model's config.json: it must be 1 to 200"),
+    (with_values(n_embd=10**6), "n_embd = 1000000 "),
+    (with_values(vocab_size=10**9), "vocab_size = 1000000000 "),
     (with_values(n_head=-1), "n_head = -1 "),
     (with_values(n_layer=-1), "n_layer = -1 "),
     (with_values(n_layer=0), "n_layer = 0 "),

@@ -47,6 +47,13 @@ def test_the_history_shows_each_loss_at_its_step():
     assert validation.get_xydata().tolist() == [[2, 2.5]]
 
 
+@pytest.mark.parametrize("history", ["mine", None, SimpleNamespace(history=HISTORY), ["mine"]])
+def test_what_is_given_instead_of_a_history_is_named(history):
+    for plot in (plots.plot_history, plots.plot_learning_rate):
+        with pytest.raises(TypeError, match=r"has no rows: give a run's, such as open_run\('mine'\)\.history"):
+            plot(history)
+
+
 def test_a_line_of_one_point_is_a_dot():
     lines = plots.plot_history(HISTORY[:1]).get_lines() + plots.plot_learning_rate(HISTORY[:1]).get_lines()
     assert {line.get_marker() for line in lines if len(line.get_xdata())} == {"o"}

@@ -1,14 +1,25 @@
 import pytest
 
-from helpers.data import prepare
+from helpers.data import load_documents, load_run_tokenizer, prepare
+from helpers.evaluation import (
+    compare_decodings,
+    compare_with_base,
+    fill_prompt,
+    generate,
+    measure_copying,
+    measure_forgetting,
+    measure_published_protocol,
+)
 from helpers.settings import (
     DataSettings,
     EvaluationSettings,
     SettingsError,
     TrainingSettings,
     check_values,
+    run_folder,
 )
-from helpers.training import fine_tune, plan_run
+from helpers.training import chosen_precision, fine_tune, plan_run
+from helpers.widgets import DataPanel, TrainingPanel
 
 
 def test_two_errors_give_two_sentences():
@@ -28,7 +39,14 @@ def test_a_copy_refuses_a_name_that_is_no_setting():
         TrainingSettings().model_copy(update={"learning_rte": 1e-4})
 
 
-@pytest.mark.parametrize("use", [fine_tune, prepare, plan_run])
+USES = (
+    fine_tune, prepare, plan_run, chosen_precision, load_documents, load_run_tokenizer, compare_with_base,
+    measure_forgetting, measure_copying, measure_published_protocol, compare_decodings, fill_prompt, DataPanel,
+    TrainingPanel,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
@@ -39,6 +57,14 @@ def test_a_copy_refuses_a_name_that_is_no_setting():
 def test_what_is_given_instead_of_settings_is_named(use, given, fault):
     with pytest.raises(SettingsError, match=fault):
         use(given)
+
+
+def test_settings_of_another_kind_are_named(tiny):
+    for use in (fill_prompt, lambda settings: generate(*tiny, ["The"], settings)):
+        with pytest.raises(SettingsError, match=r"settings = TrainingSettings\(.* give EvaluationSettings\("):
+            use(TrainingSettings())
+    with pytest.raises(SettingsError, match=r"run = TrainingSettings\(.*… is not a plain name"):
+        run_folder(TrainingSettings())
 
 
 def test_a_copy_with_a_wrong_value_is_not_trained():

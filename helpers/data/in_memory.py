@@ -34,6 +34,7 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
     Raises:
         SettingsError: the source does not exist, lacks the text column, or cannot be read.
     """
+    DataSettings.check_type(settings)
     source, parts = Source(settings), {}
     for part, texts in source.parts():
         columns: dict[str, list] = {"text": list(islice(filter(str.strip, texts), n_documents))}
@@ -57,6 +58,7 @@ def split_documents(documents: DatasetDict, settings: DataSettings) -> tuple[Dat
     Raises:
         SettingsError: there are too few documents for three parts.
     """
+    DataSettings.check_type(settings)
     merged = concatenate_datasets([documents[name] for name in documents])
     own_parts = [SPLITS.index(name) if len(documents) > 1 else UNDECIDED for name in documents]
     parts = np.repeat(own_parts, [len(documents[name]) for name in documents]).astype(np.int8)

@@ -68,6 +68,7 @@ def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":
 
     If the text is chat data, the tokenizer has their template, so `apply_chat_template` writes what the model learned.
     """
+    DataSettings.check_type(settings)
     folder = run_folder(settings.run) / "data"
     own = settings.tokenizer == "train"
     tokenizer = load_tokenizer(str(folder / "tokenizer") if own else settings.model_name_or_path)

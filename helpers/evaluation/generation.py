@@ -74,6 +74,7 @@ def generate(
     """
     import torch
 
+    EvaluationSettings.check_type(settings)
     check_sound(model, tokenizer)
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise SettingsError(f"prompts = {prompts!r} must be a list of at least one text.")

@@ -222,6 +222,27 @@ def _clip(answer: Any) -> None:
     _expect(small[0].norm().item(), 0.5, "A gradient whose norm is below max_norm must stay as it is.")
 
 
+@_exercise("training-5", "label smoothing")
+def _smoothing(answer: Any) -> None:
+    import torch
+    from torch.nn import functional as F
+
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(6, 7, generator=generator), torch.randint(7, (6,), generator=generator)
+    plain = float(F.cross_entropy(logits, targets))
+    uniform = float(-logits.log_softmax(-1).mean())
+    expected = 0.8 * plain + 0.2 * uniform
+    mistakes = {
+        plain: "That is the loss without smoothing.",
+        0.8 * plain + 0.2 * (7 * uniform - plain) / 6: "The target gets its part of the share too, like every token.",
+        0.8 * plain + 0.2 * 7 * uniform: "The share is divided among the V tokens: take their mean.",
+        plain + 0.2 * uniform: "The share is taken from the target, which keeps 1 - share.",
+    }
+    hint = "The mean of (1 - share) x the target's nats + share x the mean nats of all V tokens."
+    _expect(_call(answer, logits, targets, 0.2), expected, hint, mistakes, tolerance=1e-4)
+    _expect(answer(logits, targets, 0.0), plain, "A share of 0 changes nothing.", tolerance=1e-4)
+
+
 @_exercise("evaluation-1", "a perplexity by hand")
 def _by_hand(answer: Any) -> None:
     mistakes = {
@@ -330,6 +351,7 @@ _SYMPTOMS = {
 
 def _diagnosis(right: str, where: str) -> Check:
     def examine(answer: Any) -> None:
+        answer = answer.strip().lower() if isinstance(answer, str) else answer
         if answer not in _SYMPTOMS:
             raise Hint(f"{answer!r} is not one of {', '.join(map(repr, _SYMPTOMS))}.")
         if answer != right:

@@ -1,21 +1,25 @@
 """Many runs in one table, ranked only if measured on the same text; and promotion of the best one."""
 
 import html
+import math
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import MIB, PlainTextMixin, did_you_mean, duration_text, html_table
+import numpy as np
+
+from helpers.display import MIB, PlainTextMixin, did_you_mean, duration_text, html_table, quoted
 from helpers.evaluation.record import CONFIDENCE
 from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, run_folder
 from helpers.studies.comparability import METRICS, Metric
-from helpers.studies.compared_run import ComparedRun, read_run
+from helpers.studies.compared_run import ComparedRun, read_run, read_test_section
 from helpers.training.model_card import write_model_card
 
 if TYPE_CHECKING:
@@ -110,9 +114,9 @@ class RunTable(PlainTextMixin):
             broken = [run for run in group if run.error]
             yield from (f"{run.name}, {run.state}: {run.error}" for run in broken[:_MAX_ERRORS])
 
-    @property
+    @cached_property
     def verdicts(self) -> list[str]:
-        """One sentence per text: its best run, and that run's values of the settings that differ."""
+        """Per text: its best run, that run's values of the settings that differ, and its distance to the second."""
         sentences = []
         for group in self.groups:
             run = group[0]
@@ -121,7 +125,9 @@ class RunTable(PlainTextMixin):
             values = {name: run.settings[name] for name in _differing(group) if name in run.settings}
             settings = _format(values) if 0 < len(values) <= _MAX_COLUMNS else ""
             metric = f"{self.by.replace('_', ' ')} {getattr(run, self.by):.4g}"
-            sentences.append(f"Best: {run.name}, {metric}{' with ' if settings else ''}{settings}.")
+            best = f"Best: {run.name}, {metric}{' with ' if settings else ''}{settings}."
+            second = group[1] if len(group) > 1 and group[1].ranked(self.by) is not None else None
+            sentences.append(f"{best} {_difference(run, second)}".rstrip() if second else best)
         return sentences
 
     def to_csv(self) -> str:
@@ -179,6 +185,35 @@ class RunTable(PlainTextMixin):
             yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known, lists
 
 
+def _difference(best: ComparedRun, second: ComparedRun) -> str:
+    """Return whether two runs differ by more than the choice of test documents; empty if that is not known."""
+    columns = ["sha256", "bytes", "tokens", "tuned_nats"]
+    sections = [read_test_section(run) for run in (best, second)]
+    documents = [section.get("documents") for section in sections]
+    if best.windows != second.windows or not all(documents):
+        return ""
+    from helpers.evaluation.base_and_tuned import bootstrap_intervals
+
+    (texts, n_bytes, n_tokens, best_nats), (texts_of_second, *_, second_nats) = (
+        [np.array([row[name] for row in rows]) for name in columns] for rows in documents
+    )
+    if not np.array_equal(texts, texts_of_second):
+        return ""
+    interval = bootstrap_intervals(
+        second_nats, best_nats, n_tokens, n_bytes, seed=0,
+        is_continuous=sections[0]["tuned"].get("protocol", "").endswith("passages"),
+    )["bits_per_byte"]  # fmt: skip
+    if interval is None:
+        return f"Whether it is really better than {second.name}, so few test documents cannot tell."
+    low, high = interval
+    saved = (second_nats - best_nats).sum() / math.log(2) / n_bytes.sum()
+    needs = f"{abs(saved):.4f} bits per byte {'fewer' if saved > 0 else 'more'} than {second.name}"
+    sentence = f"On the test text it needs {needs} ({_INTERVAL} of the gain {low:.4f} to {high:.4f})"
+    if low <= 0 <= high:
+        return f"{sentence}: the interval includes 0, so this may be due to the choice of the test text."
+    return f"{sentence}."
+
+
 def _settings_by_run(group: Sequence[ComparedRun], names: Sequence[str]) -> list[str]:
     """Return a line with the settings that more than half of the runs share, and a line per run with its others."""
     shared = {}
@@ -225,6 +260,9 @@ def compare(*names: str, by: Metric | None = None) -> RunTable:
     Raises:
         SettingsError: a run or study does not exist, or there are no runs at all.
     """
+    for name in names:
+        if not isinstance(name, str):
+            raise SettingsError(f"{quoted(name)} is not the name of a run: give names, as in compare('mine', 'rates').")
     selected = [name.rstrip("/") for name in names] or _all_names()
     runs = list({run.folder: run for name in selected for run in _runs_of(name)}.values())
     if not runs:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.course import CourseError, find_notebook, run_course
-from helpers.files import environment_variables, write_json
+from helpers.files import environment_variables, remove_link, write_json
 from helpers.settings import SettingsError, read_preset
 from helpers.studies.compared_run import read_run
 from helpers.studies.queue import place_of, suggest_values
@@ -127,6 +127,7 @@ def _outcome(trial: "Trial", error: Exception) -> Exception:
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """Write the log messages of this worker and papermill to a trial's file; a resumed trial appends to it."""
+    remove_link(path)
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = (_log, logging.getLogger("papermill"))

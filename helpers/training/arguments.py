@@ -109,6 +109,7 @@ def chosen_precision(settings: TrainingSettings) -> str:
     """
     import torch
 
+    TrainingSettings.check_type(settings)
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise SettingsError("mixed_precision = 'fp16' needs an NVIDIA GPU: use 'auto', 'bf16' or 'no' on a CPU.")
     if settings.mixed_precision != "auto":

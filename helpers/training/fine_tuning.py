@@ -10,6 +10,7 @@ import math
 import threading
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.preparation import prepare
@@ -17,7 +18,14 @@ from helpers.data.run_data import load_run_tokenizer
 from helpers.data.streaming import open_training_blocks
 from helpers.files import atomic_folder, folder_removed_on_error, write_json
 from helpers.model import check_sound, device, load_model, load_start, quiet, set_attention_dropout
-from helpers.settings import TrainingSettings, describe_new_run, describe_without_effect, read_run_settings, run_folder
+from helpers.settings import (
+    SettingsError,
+    TrainingSettings,
+    describe_new_run,
+    describe_without_effect,
+    read_run_settings,
+    run_folder,
+)
 from helpers.training import processes, run_files
 from helpers.training.arguments import autocast_dtype, describe_long_warmup, float32_products, training_arguments
 from helpers.training.callbacks import Watch, closing_bars, training_callbacks
@@ -270,8 +278,11 @@ def _train_or_resume(
     if was_trained:
         _restore_finished(trainer, checkpoint)
     else:
-        with quiet(), stoppable(trainer, stop):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            with quiet(), stoppable(trainer, stop):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except UnpicklingError:  # its message advises `weights_only=False`, which would run the code in the file
+            raise SettingsError(run_files.describe_unsafe(checkpoint)) from None
     log = trainer.state.log_history
     if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
         trainer.evaluate()

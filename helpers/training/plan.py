@@ -389,7 +389,7 @@ def planned_shape(settings: TrainingSettings) -> GPT2Shape:
         dropouts = {"resid_pdrop": settings.resid_pdrop, "embd_pdrop": settings.resid_pdrop}
         vocabulary = {"vocab_size": settings.vocab_size} if settings.tokenizer == "train" else {}
         shape = shape._replace(**settings.new_shape, **dropouts, **vocabulary)
-        check_shape(shape)
+    check_shape(shape)
     return shape
 
 

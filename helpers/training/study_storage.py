@@ -45,6 +45,11 @@ def _journal(folder: Path) -> "BaseStorage":
     from optuna.storages.journal import JournalFileBackend
 
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / JOURNAL).is_symlink():  # a study that somebody else made may link to a private file
+        raise SettingsError(
+            f"{folder / JOURNAL} is a link to another file, which the study would change: replace it by a copy, or "
+            "delete it to start afresh."
+        )
     # An operating system's lock ends with its process, however that ends; Optuna's own lock is a file that stays.
     lock = FileLock(folder / f"{JOURNAL}.lock")
 

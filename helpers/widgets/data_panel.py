@@ -36,6 +36,7 @@ class DataPanel(Panel):
     """
 
     def __init__(self, settings: DataSettings) -> None:
+        DataSettings.check_type(settings)
         super().__init__(settings)
         # Settings that affect reading, as JSON -> the source's beginning, or the reason why it cannot be read.
         self._beginnings: dict[str, Beginning | str] = {}

@@ -34,6 +34,7 @@ class Playground(Panel):
         tokenizer: "PreTrainedTokenizerBase",
         settings: EvaluationSettings,
     ) -> None:
+        EvaluationSettings.check_type(settings)
         before, after = question_frame(tokenizer)  # of a chat model; its control shows only the question
         question = settings.prompt.removesuffix(after).removeprefix(before)
         super().__init__(settings.model_copy(update={"prompt": question}), _NAMES)

@@ -45,6 +45,7 @@ class TrainingPanel(Panel):
     """A control for each training setting, a gauge that follows the controls, and the buttons for a run."""
 
     def __init__(self, settings: TrainingSettings) -> None:
+        TrainingSettings.check_type(settings)
         super().__init__(settings)
         self._own_card = card_of_this_machine()
         self._tokens: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}

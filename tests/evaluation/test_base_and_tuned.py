@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,6 +160,17 @@ def test_an_interval_from_few_documents_covers_about_as_often_as_it_says():
 
 def test_the_rows_are_named_base_and_tuned():
     assert [row["model"] for row in make_comparison([10.0, 20.0], [8.0, 9.0]).rows] == ["base", "tuned"]
+
+
+def test_the_interval_of_a_continuous_text_allows_for_neighbours_that_are_alike():
+    random = np.random.default_rng(0)
+    gains = np.repeat(random.normal(5, 1, 10), 30) + random.normal(0, 1, 300)  # by chapter and by passage
+    documents = make_comparison([50.0] * 300, 50 - gains)
+    passages = replace(documents, base=replace(documents.base, protocol_name="passages"))
+    (low, high), (low_alone, high_alone) = (each.difference["interval"] for each in (passages, documents))
+    assert (high - low) / (high_alone - low_alone) > 3
+    assert "300 passages" in passages.verdict
+    assert "interval of the gain over 10 stretches of them, because neighbours are alike, " in passages.verdict
 
 
 def test_interval_has_the_theoretical_width_and_is_reproducible():

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from helpers.environment import GIB, GpuReading, Nvml, diagnosis_of, read_machine
 from helpers.environment.facts import Memory
@@ -56,9 +57,6 @@ def another_machine():
 
 
 def verdict_of(code):
-    import torch
-    from torch.nn import functional
-
     named = {"check": check, "run": "pocket", "math": math, "np": np, "torch": torch, "F": functional}
     namespace = named | another_machine()
     *body, last = code.strip().splitlines()
@@ -72,7 +70,6 @@ def test_every_exercise_has_a_notebook_cell_a_solution_and_a_tested_wrong_answer
 
 def test_the_numbers_of_the_exercises_match_the_notebooks():
     numbers = re.findall(r"^\*\*(\d)\. ", "\n".join(sources("markdown")), flags=re.MULTILINE)
-    numbers.remove("5")  # of notebook 3, "Build it", which has no check
     assert list(stubs()) == list(solutions()) == list(CHECKS)
     assert [name[-1] for name in stubs()] == numbers
 
@@ -235,6 +232,8 @@ OTHER_RIGHT = [
     ("training-3", transformers_schedule),
     ("training-2", loss_by_hand),
     ("training-4", clip_with_torch),
+    ("training-5", lambda logits, ids, share: functional.cross_entropy(logits, ids, label_smoothing=share)),
+    ("troubleshooting-3", "Never moves "),
     ("troubleshooting-1", labels_by_where),
     ("troubleshooting-1", labels_in_a_copy),
     ("troubleshooting-2", lambda n, speed, peak: n * speed * 6e-12 / peak),
@@ -296,6 +295,14 @@ WRONG = [  # at least one for each exercise
     ("training-3", 0.5, "must be a function"),
     ("training-2", lambda logits, ids: logits.flatten(0, 1).logsumexp(-1).mean(), "against ids"),
     ("training-4", lambda gradients, norm: 5.0, "in place"),
+    ("training-5", lambda logits, ids, share: functional.cross_entropy(logits, ids), "without smoothing"),
+    (
+        "training-5",
+        lambda logits, ids, share: functional.cross_entropy(logits, ids) - share * logits.log_softmax(-1).mean(),
+        "keeps 1 - share",
+    ),
+    ("training-5", lambda logits, ids, share: -logits.log_softmax(-1).mean(), "mean nats of all V tokens"),
+    ("training-5", lambda logits, ids, share: functional.cross_entropy(logits, ids, label_smoothing=0.2), "share of 0"),
     ("training-4", lambda gradients, norm: [g.mul_(0.2) for g in gradients] and 5.0, "must stay as it is"),
     (
         "training-4",

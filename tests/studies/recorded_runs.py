@@ -37,6 +37,16 @@ def evaluation(perplexity, text, context, run):
     return {"version": 1, "run": run, "test": test, "forgetting": None, "copying": None, "speech": None}
 
 
+def write_documents(folder, tuned_nats, *, text="d"):
+    """Record the nats of a run's test documents, of 100 bytes and 25 tokens each."""
+    content = json.loads((folder / "evaluation.json").read_text())
+    content["test"]["documents"] = [
+        {"sha256": f"{text}{number}", "bytes": 100, "tokens": 25, "base_nats": 90.0, "tuned_nats": nats}
+        for number, nats in enumerate(tuned_nats)
+    ]
+    (folder / "evaluation.json").write_text(json.dumps(content))
+
+
 def write_trials(runs):
     """Write the study `rates`: two finished trials, a pruned one and a failed one."""
     for number, (state, loss) in enumerate([("done", 3.0), ("done", 2.0), ("pruned", 1.0)]):

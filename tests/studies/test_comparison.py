@@ -10,7 +10,7 @@ from helpers.settings import SettingsError
 from helpers.studies.comparison import compare, promote
 from helpers.studies.comparison_page import write_page
 from helpers.training.finished_run import open_run
-from tests.studies.recorded_runs import OTHER_TEXT, TEXT, write_run, write_trials
+from tests.studies.recorded_runs import OTHER_TEXT, TEXT, write_documents, write_run, write_trials
 
 
 def test_runs_are_sorted_and_only_differing_settings_are_shown(runs):
@@ -168,6 +168,51 @@ def test_a_run_without_evaluation_shows_its_validation_loss_and_has_no_rank(runs
     assert [run.name for run in compare().runs] == ["b", "c", "a", "d", "e"], "then by validation loss, if there is one"
 
 
+def verdict_on(runs, best, second, **options):
+    for name, perplexity, nats in (("a", 20.0, best), ("b", 21.0, second), ("c", 22.0, [99.0] * len(best))):
+        if not (runs / name).exists():
+            write_run(runs / name, perplexity=perplexity, **options)
+        write_documents(runs / name, nats)
+    (verdict,) = compare("a", "b", "c").verdicts
+    return verdict
+
+
+def test_the_best_run_is_compared_with_the_second_on_the_same_documents(runs):
+    nats = [60.0 + number for number in range(20)]
+    verdict = verdict_on(runs, nats, [each + 6.9315 + number % 2 for number, each in enumerate(nats)])
+    assert verdict.startswith(
+        "Best: a, bits per byte 2. On the test text it needs 0.1072 bits per byte fewer than b (95% interval of the "
+        "gain 0.1"
+    ), "(6.9315 + 0.5) nats / ln 2 / 100 bytes; paired, because documents differ by more than the runs"
+    assert verdict.endswith(").")
+    small = [each + (number % 2 - 0.4) for number, each in enumerate(nats)]
+    assert "includes 0, so this may be due to the choice of the test text" in verdict_on(runs, nats, small)
+    worse = [each - 7 for each in nats]
+    assert "it needs 0.1010 bits per byte more than b" in verdict_on(runs, nats, worse), "as by the validation loss"
+    assert "so few test documents cannot tell" in verdict_on(runs, nats[:5], worse[:5])
+
+
+def test_runs_are_not_compared_on_other_documents_or_windows(runs):
+    alone = "Best: a, bits per byte 2."
+    assert verdict_on(runs, [], []) == alone
+    assert verdict_on(runs, [1.0] * 9, [2.0] * 9) != alone
+    write_documents(runs / "b", [2.0] * 9, text="other")
+    assert compare().verdicts == [alone]
+    write_documents(runs / "b", [2.0] * 8)
+    assert compare().verdicts == [alone]
+    write_run(runs / "a2", perplexity=20.5, context=128)
+    write_documents(runs / "a2", [1.0] * 9)
+    assert compare().verdicts == [alone]
+
+
+def test_a_damaged_record_of_the_documents_is_named(runs):
+    verdict_on(runs, [1.0] * 9, [2.0] * 9)
+    write_documents(runs / "b", [None] * 9)
+    run = next(run for run in compare().runs if run.name == "b")
+    assert run.state == "damaged"
+    assert "test.documents.0.tuned_nats is None" in run.error
+
+
 def test_a_choice_by_the_test_text_is_noted_and_one_by_the_validation_text_is_not(runs):
     write_run(runs / "a")
     assert compare().notes == [], "nothing is chosen"
@@ -271,6 +316,13 @@ def test_the_error_for_an_unknown_run_lists_the_existing_ones(runs):
     (runs / "new").mkdir()
     with pytest.raises(SettingsError, match=r"new holds no settings\.json, because no training has begun in it"):
         compare("new")
+
+
+def test_a_list_of_runs_is_refused_with_an_example():
+    with pytest.raises(
+        SettingsError, match=r"\['a', 'b'\] is not the name of a run: give names, as in compare\('mine'"
+    ):
+        compare(["a", "b"])
 
 
 def test_the_best_trial_can_be_promoted_to_a_run(runs, tiny_run, tmp_path):

@@ -50,6 +50,19 @@ def test_a_failed_trial_is_recorded_with_its_error_and_the_others_run(study_file
     assert count_starts(study.folder) == {"trial-000": 1, "trial-001": 1}, "neither is run again"
 
 
+def test_a_link_in_place_of_a_trials_log_is_replaced(without_kernels, study_file, write_notebook, runs, tmp_path):
+    mine, link = tmp_path / "mine.txt", runs / "grid/trial-000/trial.log"
+    mine.write_text("mine")
+    link.parent.mkdir(parents=True)
+    try:
+        link.symlink_to(mine)
+    except OSError as error:
+        pytest.skip(f"this system cannot create links: {error}")
+    run_worker(study_file(notebooks=[write_notebook("a.ipynb", 'run = "x"\nseed = 1')], vary={"seed": [1]}))
+    assert mine.read_text() == "mine"
+    assert "trial-000" in link.read_text(encoding="utf-8")
+
+
 def test_the_error_of_a_trial_includes_its_explanation(without_kernels, study_file, write_notebook):
     code = "raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')"
     notebook = write_notebook("a.ipynb", 'run = "x"\nseed = 1', code)

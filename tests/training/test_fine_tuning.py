@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -434,6 +435,21 @@ def test_a_resumed_run_removes_what_a_killed_process_left_of_a_file(tiny_setting
         file.touch()
     fine_tune(settings)
     assert [file.exists() for file in left] == [False, True], "notebook 4 may write the evaluation meanwhile"
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_holds_code_is_refused_with_the_name_of_its_file(tiny_settings, runs, tmp_path, name):
+    class Code:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    settings = tiny_settings.model_copy(update={"run": "theirs"})
+    stop_after(settings, 2)
+    checkpoint = last_complete_checkpoint(runs / "theirs/checkpoints")
+    torch.save({"state": Code()}, checkpoint / name)
+    with pytest.raises(SettingsError, match=rf"{checkpoint.name} is refused: its {name} holds .* Delete this folder"):
+        fine_tune(settings)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_early_stopping_keeps_the_best_model_and_its_patience_survives_a_resume(tiny_settings):

@@ -384,3 +384,9 @@ def test_a_warm_up_share_of_a_one_step_run_is_that_step_at_learning_rate_0():
     plan = plan_run(TrainingSettings(warmup_steps=0.05, num_train_epochs=1), train_tokens=4 * 256)
     assert "warmup_steps = 0.05 and the training has 1: the learning rate only climbs to 0 of 0.002" in str(plan)
     assert TrainingArguments("unused", warmup_steps=0.05, use_cpu=True).get_warmup_steps(1) == 1
+
+
+def test_a_model_too_large_to_build_is_refused_before_its_memory_is_predicted(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 3000}')
+    with pytest.raises(SettingsError, match=r"n_layer = 3000 in the model's config.json: it must be 1 to 200"):
+        plan_run(TrainingSettings(model_name_or_path=str(tmp_path)))

@@ -37,6 +37,9 @@ _TWICE = re.compile(rf"[\u00c2-\u00df]{_TRAIL}|[\u00e0-\u00ef]{_TRAIL}{{2}}|[\u0
 _SAMPLE_BYTES = 2**18
 # charset-normalizer examines a few parts of a sample: none may be only ASCII, which fits every code page.
 _LONG_ASCII = re.compile(rb"(?<![\x00-\x7f])[\x00-\x7f]{129,}")
+# Windows-1252 lacks a few letters of these languages, too few to change the scores, so the language decides.
+_NOT_WESTERN = {"Croatian", "Czech", "Hungarian", "Polish", "Slovak", "Slovene", "Turkish"}
+_MIN_LANGUAGE_BYTES = 400  # in less, a Danish, Italian or Spanish text was taken for one of them
 _SCORE_MARGIN = 0.1  # smaller differences between charset-normalizer's scores are ignored
 
 
@@ -149,7 +152,7 @@ def _guess_encoding(file: Path, sample: bytes, position: int) -> str:
             "Save it as UTF-8 throughout, or set encoding to read all of it in one."
         )
     shortened = _LONG_ASCII.sub(lambda run: run[0][:64] + b" " + run[0][-64:], sample)
-    best = _likeliest(list(from_bytes(shortened, cp_isolation=_CANDIDATES)))
+    best = _likeliest(list(from_bytes(shortened, cp_isolation=_CANDIDATES)), len(shortened))
     if best not in _MULTI_BYTE:
         bytes_in_words = _BYTE_IN_WORD.findall(sample)
         # charset-normalizer sometimes finds no code page for ordinary Western text
@@ -165,10 +168,11 @@ def _guess_encoding(file: Path, sample: bytes, position: int) -> str:
     return best
 
 
-def _likeliest(matches: list[Any]) -> str | None:
+def _likeliest(matches: list[Any], n_bytes: int) -> str | None:
     for match in matches:
         is_close = max(match.chaos - matches[0].chaos, matches[0].coherence - match.coherence) < _SCORE_MARGIN
-        if is_close and "cp1252" in (match.encoding, *match.could_be_from_charset):
+        is_western = match is matches[0] or match.language not in _NOT_WESTERN or n_bytes < _MIN_LANGUAGE_BYTES
+        if is_close and is_western and "cp1252" in (match.encoding, *match.could_be_from_charset):
             return "cp1252"  # the Windows default in Western countries, unless another clearly fits better
     return matches[0].encoding if matches else None
 

@@ -1,6 +1,7 @@
 """Recognise files that are neither text nor table by their first bytes, and explain how to get at their text."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from helpers.data.sources.encodings import read_chunks
@@ -56,8 +57,22 @@ _KINDS: dict[bytes, tuple[str, str]] = {
 }
 
 
-def refuse_other_kinds(file: Path) -> None:
-    """Raise `SettingsError` for a file that is neither a text nor a table, whatever its name."""
+def refuse_other_kinds(files: Iterable[Path]) -> None:
+    """Raise `SettingsError` for files that are neither texts nor tables, whatever their names; it names up to four."""
+    refused = {}
+    for file in files:
+        try:
+            _refuse_other_kind(file)
+        except SettingsError as error:
+            refused[file] = str(error)
+    if not refused:
+        return
+    first, *others = refused
+    listed = ", ".join(map(str, others[:3])) + (f" and {len(others) - 3:,} more" if len(others) > 3 else "")
+    raise SettingsError(refused[first] + (f" Refused too: {listed}." if others else ""))
+
+
+def _refuse_other_kind(file: Path) -> None:
     head = next(read_chunks(file), b"")[:_HEAD_BYTES]
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if file.suffix.lower() == ".xml":  # without `<?xml`, it looks like Markdown that contains a tag

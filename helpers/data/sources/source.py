@@ -135,8 +135,7 @@ class Source:
         if self._files:
             for sentence in self._division.notes:
                 self.note(sentence)
-            for file in chain.from_iterable(self._division.parts.values()):
-                refuse_other_kinds(file)  # now rather than after hours of reading
+            refuse_other_kinds(chain.from_iterable(self._division.parts.values()))  # not after hours of reading
             return {part: self._file_streams(files) for part, files in self._division.parts.items()}
         tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
         parts = name_parts(tables, self.settings)

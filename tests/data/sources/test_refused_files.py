@@ -92,4 +92,18 @@ def test_an_unsupported_file_is_refused_with_the_way_to_its_text(tmp_path, name)
 def test_a_text_that_only_looks_like_another_kind_is_accepted(tmp_path, content):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
-    refuse_other_kinds(path)
+    refuse_other_kinds([path])
+
+
+def test_all_refused_files_of_a_folder_are_named_at_once(tmp_path):
+    for number in range(6):
+        (tmp_path / f"{number}.txt").write_bytes(b"\x89PNG\r\n\x1a\n" if number else b"A story.")
+    message = (
+        r"1\.txt is a picture, not text: name a text file\. Refused too: \S+2\.txt, \S+3\.txt, \S+4\.txt and 1 more\."
+    )
+    with pytest.raises(SettingsError, match=message):
+        next(iter(Source(DataSettings(source=str(tmp_path))).parts()))
+    for number in range(2, 6):
+        (tmp_path / f"{number}.txt").unlink()
+    with pytest.raises(SettingsError, match=r"1\.txt is a picture, not text: name a text file\.$"):
+        next(iter(Source(DataSettings(source=str(tmp_path))).parts()))

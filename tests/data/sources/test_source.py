@@ -172,6 +172,40 @@ def test_mixed_encodings_are_found_in_a_long_text(tmp_path):
         find_encoding(tmp_path, [("a" + "é" * 2**17).encode() + "Le café. ".encode("cp1252") * 2**14])
 
 
+# Of each, Windows-1252 lacks two to eight letters, and reads all the others right.
+NOT_WESTERN = {
+    "Czech": (
+        "Byl jednou jeden mlynář, který měl tři syny. Nejstarší chtěl být kovářem, prostřední tkalcem a nejmladší, "
+        "nejchytřejší ze všech, si přál vidět celý svět. Když otec zestárl, zavolal si je k sobě a řekl jim, že mlýn "
+        "dostane ten, kdo mu do roka přinese nejvzácnější věc na světě. Šli tedy každý svou cestou přes hory, řeky a "
+        "hluboké lesy. Žádný z nich netušil, co ho čeká. Příští den ráno potkal nejmladší starou ženu s těžkým košem.",
+        ("cp1250", "iso8859_2"),
+    ),
+    "Hungarian": (
+        "Egyszer volt, hol nem volt, volt egyszer egy molnár, akinek három fia volt. A legidősebb kovács akart lenni, "
+        "a középső takács, a legkisebb pedig, aki a legokosabb volt mind közül, látni akarta az egész világot. Amikor "
+        "az apjuk megöregedett, magához hívta őket, és azt mondta, hogy a malmot az kapja, aki egy éven belül elhozza "
+        "neki a világ legértékesebb dolgát. Elindultak hát, mindegyikük a maga útján, hegyeken és erdőkön át.",
+        ("cp1250", "iso8859_2"),
+    ),
+    "Turkish": (
+        "Bir zamanlar üç oğlu olan bir değirmenci varmış. En büyüğü demirci, ortancası dokumacı olmak istiyormuş; en "
+        "küçüğü ve hepsinin en akıllısı ise bütün dünyayı görmeyi arzuluyormuş. Babaları yaşlanınca onları yanına "
+        "çağırmış ve değirmenin, bir yıl içinde kendisine dünyanın en değerli şeyini getirene kalacağını söylemiş. "
+        "Böylece her biri kendi yolunda dağları, ırmakları ve derin ormanları aşarak yola çıkmış. Ertesi gün sabah.",
+        ("cp1254", "iso8859_9"),
+    ),
+}
+
+
+@pytest.mark.parametrize("language", NOT_WESTERN)
+def test_letters_that_windows_1252_lacks_are_read(tmp_path, language):
+    text, encodings = NOT_WESTERN[language]
+    for encoding in encodings:
+        content = text.encode(encoding)
+        assert content.decode(find_encoding(tmp_path, [content])) == text
+
+
 WESTERN = (
     "Der Fuchs hörte schöne Lieder über dem großen Hügel.", "Le renard répète ses idées près de la forêt.",
     "El niño comió más allá del río.", "A raposa não viu ações nem pães.",
