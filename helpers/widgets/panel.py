@@ -33,6 +33,9 @@ COMMON = (
     "run", "seed", "model_name_or_path", "source", "block_size", "learning_rate", "num_train_epochs",
     "per_device_train_batch_size", "gradient_accumulation_steps", "lora_r",
 )  # fmt: skip
+# Held while a thread changes what panels show: the kernel's own, or one whose background work has ended. Otherwise the
+# slower one would show the consequences of values that are no longer there.
+CHANGING = threading.RLock()
 
 # class of a panel -> the settings that the newest one started with, and its current values
 _latest: dict[type, tuple[Settings, dict[str, Any]]] = {}
@@ -54,6 +57,7 @@ class Panel:
         self.gauge, self._message = (w.HTML().add_class("course-status") for _ in range(2))
         self.thread: threading.Thread | None = None  # the latest background thread
         self._is_filling = self.is_locked = False
+        self._late: dict[str, str] = {}  # control -> what it sent after the start of the latest background work
         self._other_widgets: list[w.Widget] = []  # a subclass's further widgets that are locked with the controls
         self._fold = w.ToggleButton(
             icon="caret-down",
@@ -71,21 +75,22 @@ class Panel:
 
     def fill(self, values: Mapping[str, Any]) -> None:
         """Set several controls to new values, and refresh once."""
-        self._is_filling = True  # every control reports its change, but one refresh at the end is enough
-        try:
-            for name, value in values.items():
-                self._values[name] = value
-                if name in self.controls:
-                    set_value(self.controls[name], value)
-        finally:
-            self._is_filling = False
-        self.refresh()
+        with CHANGING:
+            self._is_filling = True  # every control reports its change, but one refresh at the end is enough
+            try:
+                for name, value in values.items():
+                    self._values[name] = value
+                    if name in self.controls:
+                        set_value(self.controls[name], value)
+            finally:
+                self._is_filling = False
+            self.refresh()
 
     def refresh(self) -> None:
         """Show the consequences of the values, or a sentence that says what is wrong with them."""
-        self.say("")  # before `_show`: it may start a thread that says something itself
-        self._label_fold()
-        with self.show_errors():
+        with CHANGING, self.show_errors():
+            self.say("")
+            self._label_fold()
             try:
                 settings = self.settings
                 self._dim(without_effect(settings))
@@ -129,6 +134,7 @@ class Panel:
 
     def run_in_background(self, work: Callable[[], str]) -> None:
         """Run some work in a thread while the panel is locked; then show the sentence it returns, or its error."""
+        self._late.clear()
         self.lock(True)
         # A daemon thread: restarting the kernel must not wait for the end of training.
         self.thread = threading.Thread(target=self._run, args=(work,), daemon=True)
@@ -141,21 +147,23 @@ class Panel:
         except Exception as error:  # noqa: BLE001 (nobody sees an exception that ends a thread)
             sentence = sentence_about(error)
         finally:
-            self.lock(False)
-            self.refresh()
-            if sentence:  # otherwise keep the message of the refresh
-                self.say(sentence, is_error=is_error)
+            with CHANGING:
+                self.lock(False)
+                self.refresh()
+                if sentences := [*filter(None, [sentence]), *self._late.values()]:  # else keep the refresh's message
+                    self.say("\n".join(sentences), is_error=is_error)
 
     def _take_change(self, name: str, change: Any) -> None:
-        # A browser also reports a value that it only rounded: nobody moved that control.
-        if self._is_filling or has_value(self.controls[name], self._values[name]):
-            return
-        if self.is_locked:
-            self._refuse_late_change(name)
-            return
-        self._values[name] = get_value(self.controls[name])
-        self._on_user_change(name)
-        self.refresh()
+        with CHANGING:
+            # A browser also reports a value that it only rounded: nobody moved that control.
+            if self._is_filling or has_value(self.controls[name], self._values[name]):
+                return
+            if self.is_locked:
+                self._refuse_late_change(name)
+                return
+            self._values[name] = get_value(self.controls[name])
+            self._on_user_change(name)
+            self.refresh()
 
     def _refuse_late_change(self, name: str) -> None:
         """Set a control back to the value that the background work began with.
@@ -165,7 +173,11 @@ class Panel:
         """
         late, used = get_value(self.controls[name]), self._values[name]
         set_value(self.controls[name], used)
-        self.say(f"{name} = {late!r} arrived after the start, which used {name} = {used!r}.")
+        self._say_late(name, f"{name} = {late!r} arrived after the start, which used {name} = {used!r}.")
+
+    def _say_late(self, name: str, sentence: str) -> None:
+        self._late[name] = sentence
+        self.say("\n".join(self._late.values()))
 
     def _on_user_change(self, name: str) -> None:
         """React to a control that a person moved, before the panel is refreshed."""
@@ -243,7 +255,13 @@ def _describe_reset(start: Settings | None, values: Mapping[str, Any], settings:
 
 
 def make_button(text: str, action: Callable[[], None], *, tooltip: str, icon: str = "") -> w.Button:
-    """Return a button that calls `action`."""
+    """Return a button that calls `action`, except while it is disabled: a browser may not know that yet."""
+
+    def press(_: w.Button) -> None:
+        with CHANGING:
+            if not button.disabled:
+                action()
+
     button = w.Button(description=text, tooltip=tooltip, icon=icon, layout={"width": "auto"})
-    button.on_click(lambda _: action())
+    button.on_click(press)
     return button

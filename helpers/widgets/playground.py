@@ -51,7 +51,7 @@ class Playground(Panel):
             min=1, max=1, description="look at token", tooltip="the token whose candidates the bars show",
             style={"description_width": "auto"}, layout={"width": "26em"},
         )  # fmt: skip
-        self.token_slider.observe(lambda _: self.refresh(), "value")
+        self.token_slider.observe(lambda _: self.is_locked or self.refresh(), "value")
         self._other_widgets, self._stop_button = [self.start, self.token_slider], self.stop
         row = w.Box([self.start, self.stop, self.token_slider]).add_class("course-row")
         pair = w.Box([column.widget for column in self.columns.values()]).add_class("course-pair")

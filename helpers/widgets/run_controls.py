@@ -19,7 +19,7 @@ from helpers.settings import SettingsError, TrainingSettings, run_folder
 from helpers.training import is_finished, is_in_training
 from helpers.training.processes import TRAINING
 from helpers.widgets.drawing import Series, line_chart
-from helpers.widgets.panel import Panel, make_button
+from helpers.widgets.panel import CHANGING, Panel, make_button
 
 _TRAINED_ELSEWHERE = "being trained by another notebook or command"
 _MAX_POINTS = 640  # per line: the chart is as many pixels wide
@@ -39,7 +39,8 @@ class RunControls:
         self._curves: dict[str, str] = {}  # run trained in this panel -> its curve
         row = w.Box([self.start, self.stop, self._state]).add_class("course-row")
         self.widget = w.VBox([w.HTML("<h4>train now</h4>"), row, self._curve])
-        _CONTROLS.add(self)
+        with CHANGING:  # a set cannot grow while another thread goes through it
+            _CONTROLS.add(self)
 
     def begin(self) -> None:
         """Train the panel's run in the background, or show why that is not possible."""
@@ -63,7 +64,7 @@ class RunControls:
 
     def end(self) -> None:
         """Ask training to stop after the current step."""
-        for stop in _STOPS.values():  # at most one: a kernel trains one run at a time
+        for stop in tuple(_STOPS.values()):  # at most one: a kernel trains one run at a time
             stop.set()
             self._show("stopping: finishing the step and saving a checkpoint")
 
@@ -111,9 +112,10 @@ class RunControls:
 
 def _show_states() -> None:
     """Update the state that every unlocked panel shows, after training began or ended."""
-    for controls in tuple(_CONTROLS):
-        with suppress(SettingsError, OSError):  # a panel with invalid values keeps its message
-            controls.show_state(controls._panel.settings)
+    with CHANGING:
+        for controls in tuple(_CONTROLS):
+            with suppress(SettingsError, OSError):  # a panel with invalid values keeps its message
+                controls.show_state(controls._panel.settings)
 
 
 def state_of(run: str) -> str:

@@ -136,11 +136,14 @@ class TrainingPanel(Panel):
             self._commands.value = f"<div class='course-note'>Written: {html.escape(str(path))}{lines}</div>"
 
     def _choose_preset(self, change: Any) -> None:
+        if change.new == _BY_HAND:
+            return
         if self.is_locked:  # chosen too late, as in `_refuse_late_change`
             self.preset.value = _BY_HAND
+            self._say_late("preset", f"preset = {change.new!r} arrived after the start, which used the values below.")
         elif change.new == _FROM_CELL:
             self.fill(self._start.model_dump())
-        elif change.new != _BY_HAND:
+        else:
             self.fill(TrainingSettings.from_preset(change.new).model_dump())
 
     def _on_user_change(self, name: str) -> None:

@@ -64,6 +64,23 @@ def test_moving_a_slider_reads_the_source_only_for_its_last_value(monkeypatch):
     assert "packed, as here" in panel.gauge.value
 
 
+def test_the_end_of_reading_does_not_show_values_that_have_changed_meanwhile(monkeypatch):
+    is_slow, old_shares = threading.Event(), data_panel.shares_html
+
+    def shares(beginning, settings):
+        if threading.current_thread() is not threading.main_thread():
+            is_slow.set()
+            threading.Event().wait(1)  # the other thread would be ready by then
+        return old_shares(beginning, settings)
+
+    monkeypatch.setattr(data_panel, "shares_html", shares)
+    panel = DataPanel(DataSettings())
+    assert is_slow.wait(60)
+    panel.controls["block_size"].set_state({"value": 512})
+    panel.thread.join()
+    assert "padded to 512" in panel.gauge.value
+
+
 def test_reads_another_source_in_the_background_and_once(text_file):
     panel = read_panel(DataSettings())
     panel.controls["source"].value = str(text_file)

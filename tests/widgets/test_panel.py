@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+import ipywidgets as w
 import nbformat
 import pytest
 
@@ -102,10 +103,47 @@ def test_a_value_that_arrives_after_the_start_is_set_back_and_named(panel):
     shown = epochs.value, panel.settings, panel.preset.value, panel._message.value
     go.set()
     panel.thread.join()
-    sentence = "num_train_epochs = 0.3 arrived after the start, which used num_train_epochs = 1.5."
-    assert shown == (1.5, TrainingSettings(), "moved by hand", f"<div class='course-note'>{sentence}</div>")
+    sentences = (
+        "num_train_epochs = 0.3 arrived after the start, which used num_train_epochs = 1.5.<br>"
+        "preset = &#x27;guide&#x27; arrived after the start, which used the values below."
+    )
+    assert shown == (1.5, TrainingSettings(), "moved by hand", f"<div class='course-note'>{sentences}</div>")
+    assert sentences in panel._message.value, "they are still shown after the work"
     epochs.set_state(late)
     assert panel.settings.num_train_epochs == 0.3
+
+
+def test_a_click_that_arrives_after_the_start_changes_nothing(panel, runs):
+    panel.fill({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8})
+    before, go = panel.settings, threading.Event()
+    panel.run_in_background(lambda: go.wait(60) and "")
+    first = panel.thread
+    for button in (widget for widget in panel._other_widgets if isinstance(widget, w.Button)):
+        button._handle_button_msg(button, {"event": "click"}, [])  # as a browser sends it
+    shown = panel.settings, panel._message.value, panel.thread, panel._commands.value
+    go.set()
+    first.join()
+    assert shown == (before, "", first, "")
+    assert not runs.exists()
+
+
+def test_the_end_of_background_work_does_not_show_values_that_have_changed_meanwhile(panel, monkeypatch):
+    is_slow, may_go_on, old_show = threading.Event(), threading.Event(), panel._show
+
+    def show(settings):
+        if threading.current_thread() is panel.thread:
+            is_slow.set()
+            may_go_on.wait(1)  # the other thread would be ready by then
+        old_show(settings)
+
+    monkeypatch.setattr(panel, "_show", show)
+    panel.run_in_background(lambda: "Done.")
+    assert is_slow.wait(60)
+    panel.controls["num_train_epochs"].set_state({"index": panel.controls["num_train_epochs"].options.index(0.3)})
+    panel.thread.join()
+    assert panel.settings.num_train_epochs == 0.3
+    assert "for num_train_epochs = 0.3" in panel.gauge.value
+    assert panel._message.value == "", "it was about the work with the previous values"
 
 
 @pytest.mark.parametrize(

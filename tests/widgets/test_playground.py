@@ -57,6 +57,19 @@ def test_one_model_at_a_time_is_on_the_gpu_and_a_slider_recomputes_nothing(playg
     assert fake_card.n_visits == 2
 
 
+def test_looking_at_a_token_after_the_start_does_not_put_the_other_model_on_the_gpu(playground, monkeypatch):
+    playground.fill({"max_new_tokens": 6})
+    playground.token_slider.max = 6
+    text = playground.columns["base"].text
+    text.observe(lambda _: playground.is_locked and playground.token_slider.set_state({"value": 3}), "value")
+    calls = []
+    monkeypatch.setattr("helpers.widgets.playground.next_logits", lambda *given: calls.append(given) or 1 / 0)
+    playground.begin()
+    playground.thread.join()
+    assert calls == []
+    assert playground.token_slider.value == len(playground.columns["base"].tokens)
+
+
 def test_a_prompt_that_is_too_long_is_refused(playground):
     playground.controls["prompt"].value = "well " * 300
     assert "together at most 256" in playground._message.value

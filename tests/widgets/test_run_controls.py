@@ -1,5 +1,7 @@
 """A training run that is started, stopped and resumed from the panel, and what the panel shows meanwhile."""
 
+import threading
+
 from helpers.training import TrainingBrokenError
 from helpers.training.processes import one_training_at_a_time, run_lock
 from helpers.widgets import TrainingPanel, run_controls
@@ -57,6 +59,32 @@ def test_a_cell_that_is_rerun_during_training_can_still_stop_it(tiny_settings, r
     assert "run tiny: stopped with a checkpoint" in before.run._state.value
     assert before.run.stop.disabled
     assert TrainingPanel(settings).run.stop.disabled
+
+
+def test_a_start_right_after_the_end_does_not_show_the_previous_message(tiny_settings, runs, monkeypatch):
+    panel, ends, may_end = TrainingPanel(tiny_settings), threading.Event(), threading.Event()
+    old_lock = panel.lock
+
+    def lock(is_locked):
+        old_lock(is_locked)
+        if not is_locked:
+            ends.set()
+            may_end.wait(1)  # the next start would be ready by then
+
+    monkeypatch.setattr(panel, "lock", lock)
+    monkeypatch.setattr(panel.run, "_train", lambda settings: run_controls._STOPS.pop(settings.run) and "the first")
+    panel.run.start.click()
+    assert ends.wait(60)
+    first, may_go_on = panel.thread, threading.Event()
+    monkeypatch.setattr(
+        panel.run, "_train", lambda settings: (may_go_on.wait(60) and run_controls._STOPS.clear()) or ""
+    )
+    panel.run.start.click()
+    first.join()
+    shown = panel.is_locked, panel._message.value, panel.run._state.value
+    may_go_on.set()
+    panel.thread.join()
+    assert shown == (True, "", "<span>run tiny: getting ready</span>")
 
 
 def test_a_curve_is_shown_only_for_its_own_run_even_if_that_broke(tiny_settings, runs):
