@@ -1,6 +1,7 @@
 """Notebook 04: compare the base model and the tuned model on the same held-out text.
 
 - `base_and_tuned`: the comparisons of a run, each stored in its evaluation.json
+- `intervals`: how certain a comparison of two models is
 - `scoring`: perplexity and bits per byte with a sliding window
 - `generation`: generate samples in batches, and compare decoding methods
 - `sampling`: generate token by token, with the candidates, for the playground and the demo page

@@ -14,7 +14,6 @@ from html import escape
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas
 from datasets import Dataset
 
@@ -26,7 +25,7 @@ from helpers.display import PlainTextMixin, cut, html_table, metric_text
 from helpers.evaluation import record
 from helpers.evaluation.copying import CopyReport, search_training_text
 from helpers.evaluation.generation import DECODINGS, DecodingReport, generate
-from helpers.evaluation.record import CONFIDENCE, RESAMPLES
+from helpers.evaluation.intervals import CONFIDENCE, MIN_DOCUMENTS, RESAMPLES, STRETCHES, bootstrap_intervals
 from helpers.evaluation.scoring import Score, score
 from helpers.model import load_model, load_start, load_tokenizer
 from helpers.settings import (
@@ -41,80 +40,11 @@ from helpers.settings import (
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-_RESAMPLED_AT_ONCE = 2**20  # documents in memory at once
 _PROMPT_TOKENS = 8  # of a held-out document, as the prompt of a sample that is searched for copies
 _MAX_OPENING_TOKENS = 64  # tokens; in scripts without spaces a "word" can be a whole paragraph
 # (model, source, configuration) -> stride -> perplexity by the transformers documentation's protocol. At 1024 from
 # https://github.com/karpathy/llm.c/pull/276, at 512 from the card of smpanaro/gpt2-AutoGPTQ-4bit-128g on the Hub.
 _PUBLISHED = {("openai-community/gpt2", "Salesforce/wikitext", "wikitext-2-raw-v1"): {1024: 29.94, 512: 25.19}}
-# With two equal models, one is better on all n documents with probability 2 / 2**n, which is below 5% from n = 6. With
-# fewer, no draw of documents gives an interval that covers as often as it says: 50% with 2, 87% with 4 (simulated).
-_MIN_DOCUMENTS = 6
-# Neighbouring passages of one text are alike: in tinyshakespeare their gains correlate by 0.46, and those of every
-# eighth passage by 0.1. In such a text, intervals of single passages cover 43% to 55%; those of ten stretches cover 62%
-# with 20 passages, 85% with 437 and 91% with 1,500 (simulated).
-_STRETCHES = 10
-_METRICS = (
-    "base_perplexity", "tuned_perplexity", "perplexity_ratio", "base_bits_per_byte", "tuned_bits_per_byte",
-    "bits_per_byte",
-)  # fmt: skip
-
-
-def _metrics_of_sums(*columns: np.ndarray, axis: int) -> np.ndarray:
-    """Return the `_METRICS` of drawn documents: ratios of sums, because means would overweight short documents."""
-    base, tuned, tokens, n_bytes = (column.sum(axis) for column in columns)
-    before, after, bits = base / tokens, tuned / tokens, math.log(2) * n_bytes.clip(min=1)
-    perplexities = np.exp(np.stack([before, after, after - before]).clip(max=700))  # because JSON has no infinity
-    return np.stack([*perplexities, base / bits, tuned / bits, (base - tuned) / bits])
-
-
-def _share_of_draws(n_documents: int) -> float:
-    """Return the share of the draws between the ends of an interval that covers as often as `CONFIDENCE` says.
-
-    A bootstrap from few documents is too narrow: 95% of the draws cover 86% with 6 documents (simulated). The two
-    corrections of https://arxiv.org/abs/1411.5279, the root and Student's t, make it 99.5% of the draws and 93%.
-    """
-    from scipy.stats import norm, t
-
-    deviations = math.sqrt(n_documents / (n_documents - 1)) * t.ppf((1 + CONFIDENCE) / 2, n_documents - 1)
-    return float(2 * norm.cdf(deviations) - 1)
-
-
-def bootstrap_intervals(
-    base_nats: np.ndarray,
-    tuned_nats: np.ndarray,
-    n_tokens: np.ndarray,
-    n_bytes: np.ndarray,
-    *,
-    seed: int,
-    is_continuous: bool,
-) -> dict[str, list[float] | None]:
-    """Return the interval of each of `_METRICS` over resampled documents; None with fewer than `_MIN_DOCUMENTS`.
-
-    Args:
-        base_nats: of each document, like the next three. (documents,)
-        tuned_nats: those of the other model.
-        n_tokens: scored tokens.
-        n_bytes: scored bytes.
-        seed: determines which documents are drawn.
-        is_continuous: whether they are passages of one text, which are joined into `_STRETCHES` stretches first.
-    """
-    from scipy.stats import bootstrap
-
-    is_scored = n_tokens > 0  # a dialogue without an answer has no tokens
-    scored = [column[is_scored] for column in (base_nats, tuned_nats, n_tokens, n_bytes)]
-    n = len(scored[0])
-    if is_continuous and n > _STRETCHES:
-        scored = [np.add.reduceat(column, np.arange(_STRETCHES) * n // _STRETCHES) for column in scored]
-        n = _STRETCHES
-    if n < _MIN_DOCUMENTS:
-        return dict.fromkeys(_METRICS)
-    # Paired: what the two models share on a document cancels in their difference.
-    low, high = bootstrap(
-        scored, _metrics_of_sums, paired=True, method="percentile", confidence_level=_share_of_draws(n),
-        n_resamples=RESAMPLES, batch=1 + _RESAMPLED_AT_ONCE // n, rng=seed,
-    ).confidence_interval  # fmt: skip
-    return {name: list(interval) for name, *interval in zip(_METRICS, low.tolist(), high.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -182,8 +112,8 @@ class Comparison(PlainTextMixin):
         base, tuned = self.base.bits_per_byte, self.tuned.bits_per_byte
         kind = "passage" if self.is_continuous else "document"
         documents = f"{self.base.n_documents:,} {kind}{'s' * (self.base.n_documents != 1)}"
-        is_joined = self.is_continuous and self.base.n_documents > _STRETCHES
-        over = f" over {_STRETCHES} stretches of them, because neighbours are alike," if is_joined else ""
+        is_joined = self.is_continuous and self.base.n_documents > STRETCHES
+        over = f" over {STRETCHES} stretches of them, because neighbours are alike," if is_joined else ""
 
         def scores(digits: int = 3) -> str:
             return (
@@ -192,7 +122,7 @@ class Comparison(PlainTextMixin):
             )
 
         if interval is None:
-            return f"{scores()}. Fewer than {_MIN_DOCUMENTS} {kind}s give no interval: this may be due to chance."
+            return f"{scores()}. Fewer than {MIN_DOCUMENTS} {kind}s give no interval: this may be due to chance."
         nearest, farthest = sorted(map(abs, interval))
         if farthest < 0.0005:  # it would be shown as 0.000
             return f"{scores()}: a difference of less than 0.001, which is too small to matter."

@@ -26,7 +26,6 @@ from helpers.settings import SettingsError, run_folder
 from helpers.training.model_card import write_model_card
 
 VERSION = 1
-CONFIDENCE, RESAMPLES = 0.95, 2000  # of the bootstrap's intervals
 SECTIONS = ("test", "forgetting", "published_protocol", "copying", "speech")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from helpers.display import MIB, PlainTextMixin, did_you_mean, duration_text, html_table, quoted
-from helpers.evaluation.record import CONFIDENCE
+from helpers.evaluation.intervals import CONFIDENCE, bootstrap_intervals
 from helpers.files import atomic_folder, read_json, write_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, run_folder
@@ -192,8 +192,6 @@ def _difference(best: ComparedRun, second: ComparedRun) -> str:
     documents = [section.get("documents") for section in sections]
     if best.windows != second.windows or not all(documents):
         return ""
-    from helpers.evaluation.base_and_tuned import bootstrap_intervals
-
     (texts, n_bytes, n_tokens, best_nats), (texts_of_second, *_, second_nats) = (
         [np.array([row[name] for row in rows]) for name in columns] for rows in documents
     )
