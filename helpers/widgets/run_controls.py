@@ -49,9 +49,7 @@ class RunControls:
         self._panel.say("")  # remove the message of the previous training
         with self._panel.show_errors():
             settings = self._panel.settings
-            # A thread that waits for another training to end would not react to Stop.
-            if _STOPS or TRAINING.locked():
-                raise SettingsError("A run is being trained in this kernel: wait until it ends, or stop it.")
+            refuse_during_training()  # a thread that waits for another training to end would not react to Stop
             if state_of(settings.run) == "in training":
                 raise SettingsError(
                     f"Run {settings.run!r} is {_TRAINED_ELSEWHERE}: wait until it ends, or choose another run name."
@@ -108,6 +106,12 @@ class RunControls:
 
     def _show(self, text: str) -> None:
         self._state.value = f"<span>{html.escape(text)}</span>"
+
+
+def refuse_during_training() -> None:
+    """Raise `SettingsError` while a run is being trained in this kernel, from a panel or a cell."""
+    if _STOPS or TRAINING.locked():
+        raise SettingsError("A run is being trained in this kernel: wait until it ends, or stop it.")
 
 
 def _show_states() -> None:

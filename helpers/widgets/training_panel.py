@@ -34,7 +34,7 @@ from helpers.training import (
 from helpers.training.arguments import count_warmup_steps
 from helpers.widgets.drawing import Series, line_chart, stacked_bar
 from helpers.widgets.panel import Panel, make_button
-from helpers.widgets.run_controls import RunControls
+from helpers.widgets.run_controls import RunControls, refuse_during_training
 
 THIS_MACHINE = "this machine"
 _SHOWN_ROWS = ("time", "largest batch", "training text", "warm-up", "without effect")  # of a plan's rows
@@ -120,7 +120,10 @@ class TrainingPanel(Panel):
 
     def measure(self) -> None:
         """Measure this machine in the background, and predict from the measurement."""
-        if not self.is_locked:
+        if self.is_locked:
+            return
+        with self.show_errors():
+            refuse_during_training()  # it would slow the measured runs
             self.card.value = THIS_MACHINE
             self.say("measuring short training runs, for about a minute")
             self.run_in_background(_measure)

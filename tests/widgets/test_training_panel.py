@@ -14,6 +14,7 @@ from helpers.paths import COMMAND, ROOT
 from helpers.settings import TrainingSettings, preset_names
 from helpers.training import CARDS, find_card, plan_run, this_processor
 from helpers.training.calibration import add_measurements
+from helpers.training.processes import one_training_at_a_time
 from helpers.widgets import TrainingPanel
 from helpers.widgets.training_panel import (
     THIS_MACHINE,
@@ -80,6 +81,13 @@ def test_a_measurement_runs_in_its_own_process_and_is_used_in_the_prediction(pan
     panel.thread.join()
     assert "Measured on this machine: 2 training runs." in panel._message.value
     assert "measured on this machine" in panel.gauge.value
+
+
+def test_nothing_is_measured_while_a_run_is_trained_in_this_kernel(panel):
+    with one_training_at_a_time():
+        panel.measure()
+    assert "A run is being trained in this kernel" in panel._message.value
+    assert panel.thread is None
 
 
 def test_a_failed_measurement_shows_the_last_line_of_its_error(panel, monkeypatch):
