@@ -164,6 +164,50 @@ def test_streaming_stores_nothing_of_a_data_set(answers, home):
     assert not stored_files(STREAMED)
 
 
+@pytest.mark.parametrize(
+    ("values", "is_online", "is_streaming"),
+    [
+        ({}, True, False),
+        ({"max_tokens": 100}, True, True),  # to download only the beginning
+        ({"max_tokens": 100}, False, False),  # the cache is at hand as a whole
+        ({"max_tokens": 100, "streaming": True}, False, True),
+    ],
+)
+def test_what_is_requested_follows_from_the_settings(monkeypatch, values, is_online, is_streaming):
+    asked = {}
+    monkeypatch.setattr("datasets.load_dataset", lambda *names, **options: asked.update(options, names=names) or {})
+    monkeypatch.setattr(hub_module, "hub_answers", lambda: is_online)
+    named = DataSettings(source=TEXTS, source_config="small", source_revision="v2", **values)
+    assert hub_module.open_from_hub(named) == {}
+    assert asked == {"names": (TEXTS, "small"), "revision": "v2", "streaming": is_streaming}
+
+
+def test_only_the_requested_columns_are_read(monkeypatch):
+    split = Dataset.from_dict({"story": ["a", "b"], "picture": [b"x", b"y"]})
+    monkeypatch.setattr(hub_module, "_load_splits", lambda _: {"train": split})
+    table = hub_module.open_from_hub(DataSettings(source=TEXTS))["train"]
+    assert set(table.columns) == {"story", "picture"}
+    assert list(table.rows(["story"])) == [("row 1", {"story": "a"}), ("row 2", {"story": "b"})]
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("Dataset scripts are no longer supported", "is a script, and scripts no longer load: look for a Parquet copy"),
+        ("Config name is missing. Available configs: ['small', 'large']", ": 'small', 'large')"),
+        ("ReadTimeout", "could not be downloaded completely"),
+        ("Something else", "could not be loaded (Something else): check source_config and the network, or use"),
+    ],
+)
+def test_a_message_of_the_library_becomes_a_reason_with_advice(message, words):
+    with (
+        pytest.raises(SettingsError) as raised,
+        hub_module._explain_errors(DataSettings(source=TEXTS), is_online=True),
+    ):
+        raise RuntimeError(message)
+    assert words in str(raised.value)
+
+
 def test_a_misspelled_folder_that_looks_like_a_hub_name_gets_a_suggestion(tmp_path, monkeypatch):
     (tmp_path / "data" / "my_texts").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
