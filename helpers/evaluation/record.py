@@ -11,9 +11,9 @@ A section is null until it has been measured. SCORE is the result of `scoring.Sc
 `perplexity_interval` and `bits_per_byte_interval` as [low, high]. `difference` is that of `base_and_tuned.Comparison`:
 `bits_per_byte` saved (above 0: the tuned model is better) with its `interval`, `perplexity_ratio` (below 1: better)
 with its own, `confidence` and `resamples`. `documents` has `sha256`, `bytes`, `tokens`, `base_nats` and `tuned_nats`
-of each document, in the order of the text. An interval is null with fewer than six documents, and over
-ten stretches if they are the passages of one text, because neighbours are alike; a perplexity is null if
-it is too large for a float. Compare the metrics of two runs only if their `text_sha256` is the same.
+of each document, in the order of the text. An interval is null with fewer than six documents; how it
+is drawn is in `intervals`. A perplexity is null if it is too large for a float. Compare the metrics of two runs only if
+their `text_sha256` is the same.
 """
 
 import json
