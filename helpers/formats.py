@@ -47,7 +47,7 @@ _FORMS = {
     "data.json": _form(
         {"settings": _Values, "source_sha256": str | None,
          "splits": _form({"train": _PART, "validation": _PART, "test": _PART})},
-        model_sha256=str | None,
+        model_sha256=str | None, documents=_form({}, is_chat=bool, train_on=str),
     ),
     "history.jsonl": _ROW,
     "training.json": _form(

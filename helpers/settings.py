@@ -190,8 +190,8 @@ class DataSettings(RunSettings):
     chat_template: Literal["roles", "alpaca", "chatml", "plain"] = setting(
         "roles", "how chat and instruction data are written; roles: 'User: ...' and 'Assistant: ...'"
     )
-    train_on: Literal["all", "completion"] = setting(
-        "all", "completion: in chat data, learn and measure only what the assistant says"
+    train_on: Literal["auto", "completion", "all"] = setting(
+        "auto", "completion: learn and measure only what the assistant says; auto: do so if the text is chat data"
     )
     encoding: Annotated[str, AfterValidator(_known_encoding)] = setting(
         "auto", "encoding of text files, such as cp1252; auto: detected and reported"

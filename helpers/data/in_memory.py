@@ -28,7 +28,7 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
 
     Returns:
         The source's own parts, or one part `train` with everything; each has a column `text`. Passages of one
-        continuous text also have a column `continues`. With train_on='completion', a column `borders` holds the
+        continuous text also have a column `continues`. If only completions are learned, a column `borders` holds the
         character positions where prompt and completion alternate, starting with a prompt.
 
     Raises:
@@ -38,7 +38,7 @@ def load_documents(settings: DataSettings, *, n_documents: int | None = None) ->
     source, parts = Source(settings), {}
     for part, texts in source.parts():
         columns: dict[str, list] = {"text": list(islice(filter(str.strip, texts), n_documents))}
-        if settings.train_on == "completion":
+        if source.has_prompts:
             columns["borders"] = [text.borders for text in columns["text"]]
         if source.is_continuous:
             columns["continues"] = [True] * len(columns["text"])

@@ -102,7 +102,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
     with (
         quiet(),
         closing(Fingerprints(staging_folder / "sketches" if finds_near else None)) as fingerprints,
-        Staging(staging_folder, tokens, fingerprints, has_prompts=settings.train_on == "completion") as staging,
+        Staging(staging_folder, tokens, fingerprints) as staging,
     ):
         pinned = settings
         if settings.streaming and source_path(settings.source) is None and settings.source != "python-reference":
@@ -126,6 +126,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
         facts["documents"] = source.choice._asdict() | {
             "is_continuous": staging.is_continuous,
             "is_chat": source.is_chat,
+            "train_on": "completion" if source.has_prompts else "all",
             "median_tokens": int(np.median(staging.n_tokens)) if len(staging.n_tokens) else 0,
         }
         facts |= write_parts(staging, split.part, settings, folder)
@@ -150,7 +151,7 @@ def _read(settings: DataSettings, staging: Staging) -> Source:
                 bar.update(n_bytes)
 
         for part, texts in source.parts(advance=bar.update):
-            staging.is_continuous = source.is_continuous
+            staging.is_continuous, staging.has_prompts = source.is_continuous, source.has_prompts
             is_ended = staging.add(texts, part, budget=(budget := _budget(settings, part)), on_batch=show)
             if is_ended and not settings.streaming:
                 source.note(f"Reading {part or 'the text'} stopped at {budget:,} tokens, because of max_tokens.")

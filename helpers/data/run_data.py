@@ -73,9 +73,10 @@ def load_run_tokenizer(settings: DataSettings) -> "PreTrainedTokenizerBase":
     own = settings.tokenizer == "train"
     tokenizer = load_tokenizer(str(folder / "tokenizer") if own else settings.model_name_or_path)
     path = folder / "data.json"
-    if path.exists() and read_json(path).get("documents", {}).get("is_chat"):  # data of an earlier version do not say
-        template = TEMPLATES[settings.chat_template]
-        tokenizer.chat_template = template._replace(ends_answers=settings.train_on == "completion").jinja
+    documents = read_json(path).get("documents", {}) if path.exists() else {}
+    if documents.get("is_chat"):  # data of an earlier version do not say
+        ends_answers = documents.get("train_on", settings.train_on) == "completion"
+        tokenizer.chat_template = TEMPLATES[settings.chat_template]._replace(ends_answers=ends_answers).jinja
     return tokenizer
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Staging(ExitStack):
     """Stores the documents of a source until they are split; as a context manager it closes its files.
 
     Texts and tokens are kept in files of an empty folder. `fingerprints` gets every document, to find duplicates
-    afterwards; with `has_prompts` the documents are dialogues whose prompts are not learned.
+    afterwards.
 
     Attributes (the arrays exist after `finish`):
         parts: each document's part in the source's own split: an index into `SPLITS`, or `UNDECIDED`. (documents,)
@@ -48,21 +49,22 @@ class Staging(ExitStack):
         n_characters: characters of all documents.
         n_empty: documents without text, which were left out.
         is_continuous: whether the documents are passages of one text, with no end-of-text token between them.
+        has_prompts: whether they are dialogues whose prompts are not learned. Set both before the first `add`.
     """
 
-    def __init__(
-        self, folder: Path, tokens: TokenStream, fingerprints: Fingerprints, *, has_prompts: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, tokens: TokenStream, fingerprints: Fingerprints) -> None:
         super().__init__()
-        self.has_prompts, self._schema = has_prompts, document_schema(has_prompts=has_prompts)
         self._folder, self._tokens, self._fingerprints = folder, tokens, fingerprints
         self.n_characters = self.n_empty = 0
-        self.is_continuous = False
+        self.is_continuous = self.has_prompts = False
         self._rows = [(np.empty(0, np.int8), np.empty(0, np.int32), np.empty(0, np.int32))]
         self._token_file = self.enter_context((folder / "tokens").open("wb"))
         self._prompt_file = self.enter_context((folder / "prompts").open("wb"))  # a byte per token: is it in a prompt?
-        text_file = self.enter_context(pa.OSFile(str(folder / "texts"), "wb"))
-        self._texts = self.enter_context(pa.ipc.new_stream(text_file, self._schema))
+
+    @cached_property
+    def _texts(self) -> pa.ipc.RecordBatchStreamWriter:
+        file = self.enter_context(pa.OSFile(str(self._folder / "texts"), "wb"))
+        return self.enter_context(pa.ipc.new_stream(file, document_schema(has_prompts=self.has_prompts)))
 
     def add(self, texts: Iterable[str], part: str, *, budget: int = 0, on_batch: Callable[[int, int], None]) -> bool:
         """Tokenise and store the documents of a part; return whether the budget ended it.
@@ -104,7 +106,8 @@ class Staging(ExitStack):
         texts = pa.array(batch, pa.string())
         n_bytes = pc.binary_length(texts).to_numpy()
         columns = [texts, pa.array([text.borders for text in batch], BORDERS)] if self.has_prompts else [texts]
-        self._texts.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        schema = document_schema(has_prompts=self.has_prompts)
+        self._texts.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
         self._token_file.write(memoryview(ids))
         self._fingerprints.add(batch)
         parts = np.full(len(batch), SPLITS.index(part) if part else UNDECIDED, np.int8)
@@ -115,6 +118,7 @@ class Staging(ExitStack):
 
     def finish(self) -> None:
         """End the first pass: close the files so that they can be read."""
+        self._texts.close()  # without documents, this creates the file
         self.close()
         self.parts, self.n_tokens, self.n_bytes = map(np.concatenate, zip(*self._rows, strict=True))
         self._rows = []

@@ -9,7 +9,7 @@ from helpers.settings import SettingsError, TrainingSettings
 from helpers.studies.comparability import Metric
 from helpers.training.run_files import kept_eval_loss, read_history
 
-_FILES = ("settings.json", "trial.json", "training.json", "evaluation.json", "history.jsonl")
+_FILES = ("settings.json", "trial.json", "training.json", "evaluation.json", "data/data.json", "history.jsonl")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ComparedRun:
     peak_bytes: int | None
     text_sha256: str  # of the test text; runs of different texts are never ranked together
     validation_sha256: str
+    is_completions: bool  # whether its metrics are of completions only
     windows: tuple[int, int] | None  # context and stride of the test metrics
     state: str  # 'done', 'pruned', 'failed', 'not finished' or 'damaged'
     error: str  # why it failed or what is damaged; otherwise empty
@@ -45,14 +46,13 @@ class ComparedRun:
         On the same text, a metric of completions is not comparable with a metric of all tokens.
         """
         sha256 = self.validation_sha256 if by == "eval_loss" else self.text_sha256
-        is_completions = sha256 and self.settings.get("train_on") == "completion"
-        return f"{sha256[:12]}, completions" if is_completions else sha256[:12]
+        return f"{sha256[:12]}, completions" if sha256 and self.is_completions else sha256[:12]
 
 
 def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     """Read a run's folder, even if it is not finished or evaluated; `name` defaults to the folder's name."""
     files, damage = _read_files(folder)
-    record, trial, facts, evaluation, rows = (files[file] for file in _FILES)
+    record, trial, facts, evaluation, data, rows = (files[file] for file in _FILES)
     test = evaluation.get("test") or {}
     tuned = test.get("tuned") or {}
     settings = {**record.get("settings", {}), **trial.get("parameters", {})}
@@ -75,6 +75,8 @@ def read_run(folder: Path, *, name: str = "") -> ComparedRun:
         peak_bytes=facts.get("peak_bytes"),
         text_sha256=test.get("text_sha256") or texts.get("test", ""),
         validation_sha256=texts.get("validation", ""),
+        # data of an earlier version do not say
+        is_completions=data.get("documents", {}).get("train_on", settings.get("train_on")) == "completion",
         windows=(tuned["context"], tuned["stride"]) if {"context", "stride"} <= set(tuned) else None,
         state="damaged" if damage else trial.get("state") or ("done" if facts else "not finished"),
         error=damage or trial.get("error", ""),

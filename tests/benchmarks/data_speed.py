@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Features, Value, disable_progress_bars
-from transformers import GPT2Tokenizer
+from transformers import GPT2Config, GPT2Tokenizer
 
 from helpers.data.preparation import prepare
 from helpers.data.tokens import TokenStream
@@ -95,6 +95,7 @@ def by_ours(documents, folder):
 def by_prepare(file, folder, near_duplicates="report"):
     """Call `prepare` on a text file."""
     tokenizer().save_pretrained(f"{folder}/gpt2")
+    GPT2Config().save_pretrained(f"{folder}/gpt2")  # `prepare` refuses a folder that is not a model's
     settings = DataSettings(
         source=file, model_name_or_path=f"{folder}/gpt2", block_size=BLOCK, near_duplicates=near_duplicates
     )

@@ -64,8 +64,9 @@ def test_an_error_leaves_no_data_set_that_can_be_opened(tmp_path):
 
 @pytest.fixture
 def staging(tmp_path, request):
-    tokens, has_prompts = TokenStream(load_tokenizer("pocket")), getattr(request, "param", False)
-    with closing(Fingerprints(None)) as found, Staging(tmp_path, tokens, found, has_prompts=has_prompts) as staging:
+    tokens = TokenStream(load_tokenizer("pocket"))
+    with closing(Fingerprints(None)) as found, Staging(tmp_path, tokens, found) as staging:
+        staging.has_prompts = getattr(request, "param", False)
         yield staging
 
 

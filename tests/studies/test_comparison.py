@@ -112,8 +112,12 @@ def test_a_note_names_the_text_by_the_same_hash_as_the_table(runs):
 
 @pytest.mark.parametrize("by", ["eval_loss", "bits_per_byte"])
 def test_metrics_of_completions_are_not_ranked_against_metrics_of_all_tokens(runs, by):
+    part = {"documents": 1, "bytes": 9, "sha256": "c" * 64}
+    facts = {"settings": {}, "source_sha256": None, "splits": dict.fromkeys(("train", "validation", "test"), part)}
     for name, train_on in (("a", "all"), ("b", "completion")):
-        write_run(runs / name, settings={"train_on": train_on})
+        write_run(runs / name, settings={"train_on": "auto"})
+        (runs / name / "data").mkdir()
+        (runs / name / "data/data.json").write_text(json.dumps(facts | {"documents": {"train_on": train_on}}))
     table = compare(by=by)
     assert [[run.name for run in group] for group in table.groups] == [["a"], ["b"]]
     assert ", completions)" in str(table)

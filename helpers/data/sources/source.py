@@ -50,6 +50,7 @@ class Source:
         n_bytes: size of its files on disk; None if unknown.
         encodings: the number of text files per encoding, counted as they are read.
         is_continuous: whether it is one text in passages rather than documents; known once `parts` yields a part.
+        is_chat: whether it holds conversations; None before something is read.
     """
 
     def __init__(self, settings: DataSettings) -> None:
@@ -58,7 +59,7 @@ class Source:
         self.is_continuous = False
         self._choices: dict[bool, Choice] = {}  # for tables (True) and texts (False): what separates documents
         self._n_columns = self._n_texts = 1
-        self.is_chat = False
+        self.is_chat: bool | None = None
         self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the files it is about ('' if none)
         self._notes_on_rows: list[str] = []
         self._advance: Callable[[int], None] | None = None
@@ -147,6 +148,11 @@ class Source:
         }
 
     @property
+    def has_prompts(self) -> bool:
+        """Whether its documents have prompts that are not learned; known once `parts` yields a part."""
+        return bool(self.is_chat) and self.settings.train_on != "all" and not self.settings.streaming
+
+    @property
     def choice(self) -> Choice:
         """What separates the documents of its texts and tables, and why; known once `parts` yields a part."""
         separators, reasons = zip(*sorted(set(self._choices.values())), strict=True)
@@ -216,8 +222,9 @@ class Source:
     def _texts(self, table: Table) -> Iterator[str]:
         """Return the texts of a table's rows."""
         self._n_columns = len(table.columns)
-        if columns := chat_columns(table.columns, self.settings.text_column):
-            self.is_chat = True
+        columns = chat_columns(table.columns, self.settings.text_column)
+        self._set_chat(bool(columns), table.name)
+        if columns:
             self.note(f"each row is a conversation, from the columns {list(columns)}.", file=table.name)
             return (self._conversation(row, columns, table.name) for row in rows_of_one_part(table, columns))
         column = find_text_column(table, self.settings.text_column)
@@ -226,6 +233,19 @@ class Source:
         return (
             replace_lone_surrogates(text_of(row, column, name=table.name)) for row in rows_of_one_part(table, [column])
         )
+
+    def _set_chat(self, is_chat: bool, name: str) -> None:
+        if self.settings.train_on == "completion" and not is_chat:
+            raise SettingsError(
+                f"train_on = 'completion' needs chat data, such as a column of messages or the columns prompt and "
+                f"completion, and {name!r} has none: set train_on to 'all'."
+            )
+        if self.settings.train_on == "auto" and self.is_chat not in (None, is_chat):
+            raise SettingsError(
+                f"{self.settings.source!r} holds conversations and other text (the first change is at {name}): set "
+                "source to one of them, or train_on to 'all' to learn both, questions included."
+            )
+        self.is_chat = bool(self.is_chat or is_chat)
 
     def _conversation(self, row: Row, columns: Sequence[str], name: str) -> str:
         place, values = row
@@ -242,6 +262,8 @@ class Source:
         pieces = stream.read()
         sample = list(take_pieces(pieces, SAMPLE_CHARACTERS, SAMPLE_ROWS if stream.is_table else None))
         pieces = chain(sample, pieces)
+        if not stream.is_table or self.is_chat is None:  # other tables were looked at when they were opened
+            self._set_chat(False, stream.name)
         if stream.is_table not in self._choices:
             rows = sample if stream.is_table else "".join(sample).split("\n")
             if markup := describe_markup(rows):
@@ -260,11 +282,6 @@ class Source:
             if self.settings.document_separator not in ("auto", "row", "line"):
                 raise SettingsError("Each row of chat data is a conversation: leave document_separator at 'auto'.")
             return Choice("row", "each row is a conversation")
-        if self.settings.train_on == "completion":
-            raise SettingsError(
-                f"train_on = 'completion' needs chat data, such as a column of messages or the columns prompt and "
-                f"completion, and {self.settings.source!r} has none: set train_on to 'all'."
-            )
         if self.settings.document_separator != "auto":
             return Choice(self.settings.document_separator, "")
         if self._path == FABLES:

@@ -167,11 +167,35 @@ def test_an_unreadable_message_is_named_with_its_line(tmp_path, row, words):
 
 
 def test_training_on_completions_needs_chat_data_whose_rows_stay_rows(text_file, tmp_path):
-    with pytest.raises(SettingsError, match="train_on = 'completion' needs chat data"):
-        load_documents(DataSettings(source=str(text_file), train_on="completion"))
+    for source in (str(text_file), "python-reference"):
+        with pytest.raises(SettingsError, match="train_on = 'completion' needs chat data"):
+            load_documents(DataSettings(source=source, train_on="completion"))
     (tmp_path / "a.jsonl").write_text(json.dumps(FORMS["messages"]))
     with pytest.raises(SettingsError, match="leave document_separator at 'auto'"):
         load_documents(DataSettings(source=str(tmp_path / "a.jsonl"), document_separator="file"))
+
+
+def test_conversations_beside_other_text_are_refused_unless_all_is_learned(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(FORMS["messages"]))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "A fox."}))
+    (tmp_path / "c.txt").write_text("An owl.")
+    for others in ("b.jsonl", "c.txt"):
+        (folder := tmp_path / f"with {others}").mkdir()
+        for name in ("a.jsonl", others):
+            (folder / name).write_text((tmp_path / name).read_text())
+        with pytest.raises(SettingsError, match=r"holds conversations and other text .*or train_on to 'all'"):
+            load_documents(DataSettings(source=str(folder)))
+        documents = load_documents(DataSettings(source=str(folder), train_on="all"))["train"]
+        assert documents.column_names == ["text"]
+        assert len(documents) == 2
+
+
+def test_in_chat_data_only_completions_are_learned_unless_all_is_asked_for(tmp_path, text_file):
+    (tmp_path / "a.jsonl").write_text(json.dumps(FORMS["messages"]))
+    chat = DataSettings(source=str(tmp_path / "a.jsonl"))
+    assert "borders" in load_documents(chat)["train"].column_names
+    assert "borders" not in load_documents(chat.model_copy(update={"train_on": "all"}))["train"].column_names
+    assert "borders" not in load_documents(DataSettings(source=str(text_file)))["train"].column_names
 
 
 @pytest.fixture
@@ -186,7 +210,7 @@ def chat_settings(tmp_path, tiny_model):
     ]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return DataSettings(
-        run="chat", source=str(tmp_path / "chat.jsonl"), train_on="completion", block_size=32,
+        run="chat", source=str(tmp_path / "chat.jsonl"), block_size=32,
         model_name_or_path=str(tiny_model),
     )  # fmt: skip
 
