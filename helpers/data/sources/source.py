@@ -225,7 +225,8 @@ class Source:
         columns = chat_columns(table.columns, self.settings.text_column)
         self._set_chat(bool(columns), table.name)
         if columns:
-            self.note(f"each row is a conversation, from the columns {list(columns)}.", file=table.name)
+            learned = "only what the assistant says is learned" if self.has_prompts else "all of it is learned"
+            self.note(f"each row is a conversation, from the columns {list(columns)}; {learned}.", file=table.name)
             return (self._conversation(row, columns, table.name) for row in rows_of_one_part(table, columns))
         column = find_text_column(table, self.settings.text_column)
         if not self.settings.text_column and column != "text" and len(table.columns) > 1:

@@ -192,9 +192,15 @@ def test_conversations_beside_other_text_are_refused_unless_all_is_learned(tmp_p
 
 def test_in_chat_data_only_completions_are_learned_unless_all_is_asked_for(tmp_path, text_file):
     (tmp_path / "a.jsonl").write_text(json.dumps(FORMS["messages"]))
-    chat = DataSettings(source=str(tmp_path / "a.jsonl"))
-    assert "borders" in load_documents(chat)["train"].column_names
-    assert "borders" not in load_documents(chat.model_copy(update={"train_on": "all"}))["train"].column_names
+    values = {"source": str(tmp_path / "a.jsonl"), "max_tokens": 100}
+    for changes, learned in (
+        ({}, "only what the assistant says"), ({"train_on": "all"}, "all of it"), ({"streaming": True}, "all of it"),
+    ):  # fmt: skip
+        source = Source(DataSettings(**values, **changes))
+        assert [list(texts) for _, texts in source.parts()]
+        assert source.has_prompts is (learned != "all of it")
+        assert source.notes[0].endswith(f"{learned} is learned.")
+    assert "borders" in load_documents(DataSettings(**values))["train"].column_names
     assert "borders" not in load_documents(DataSettings(source=str(text_file)))["train"].column_names
 
 
