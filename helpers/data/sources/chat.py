@@ -1,12 +1,12 @@
 """Chat and instruction data: a conversation becomes one document that records which parts are a prompt.
 
 Supported: a column of messages with `role` and `content` (or `from` and `value`), and columns such as `prompt` and
-`completion`, or `instruction`, `input` and `output`.
+`completion`, `instruction`, `input` and `output`, or `system_prompt`, `question` and `response`.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, groupby, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from helpers.data.sources.documents import remove_markers, replace_lone_surrogates
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
-_COLUMN_PAIRS = (
-    ("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"),
-    ("question", "answer"),
-)  # fmt: skip
+# The usual names of columns that make one conversation, and who says their text. A table needs the second and the last;
+# of each line, the first name that it has is used.
+_COLUMN_ROLES = (
+    (("system", "system_prompt"), "system"),
+    (("prompt", "instruction", "question", "query", "problem", "inputs"), "user"),
+    (("input", "context"), "user"),  # what the question is about
+    (("completion", "response", "output", "answer", "solution", "targets"), "assistant"),
+)
 _ROLE_ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
 
 
@@ -180,9 +184,9 @@ def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
     if "text" in columns:
         return ()
     chats = [name for name, kind in columns.items() if kind == "messages"]
-    for pair in _COLUMN_PAIRS:
-        if all(columns.get(name) in ("words", "messages", "other") for name in pair):
-            return (*pair, "input") if "input" in columns and pair[0] == "instruction" else pair
+    found = [next((name for name in names if name in columns), "") for names, _ in _COLUMN_ROLES]
+    if all(columns.get(name) in ("words", "messages", "other") for name in (found[1], found[-1])):
+        return tuple(filter(None, found))
     return (next((name for name in MESSAGE_COLUMNS if name in chats), chats[0]),) if chats else ()
 
 
@@ -194,17 +198,18 @@ def render_row(values: Mapping[str, Any], columns: Sequence[str], template: str)
     if len(columns) == 1:
         messages = values.get(columns[0]) or []
     else:
-        prompt, completion, *extra = (values.get(column) or "" for column in columns)
-        if isinstance(prompt, str):
-            is_text = all(isinstance(part, str) for part in extra)
-            # An `input` that is not text becomes the message, so `render_chat` rejects it.
-            prompt = "\n\n".join([prompt, *filter(None, extra)]) if is_text else [{"role": "user", "content": extra[0]}]
-        answer = _as_messages(completion, "assistant")
-        messages = [*_as_messages(prompt, "user"), *answer] if answer else []
+        roles = {name: role for names, role in _COLUMN_ROLES for name in names}
+        said = [
+            _as_messages([values.get(name) for name in names], role) for role, names in groupby(columns, key=roles.get)
+        ]
+        messages = [*chain.from_iterable(said)] if said[-1] else []
     return render_chat(messages, template) if messages else ""
 
 
-def _as_messages(value: Any, role: str) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    return [] if isinstance(value, str) and not value.strip() else [{"role": role, "content": value}]
+def _as_messages(values: Iterable[Any], role: str) -> list[Any]:
+    """Return values of one role as messages: texts are joined, and a list already consists of messages."""
+    filled = [value for value in values if value and not (isinstance(value, str) and value.isspace())]
+    if filled and all(isinstance(value, str) for value in filled):
+        return [{"role": role, "content": "\n\n".join(filled)}]
+    lists = (value if isinstance(value, list) else [{"role": role, "content": value}] for value in filled)
+    return [*chain.from_iterable(lists)]

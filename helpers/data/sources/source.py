@@ -226,7 +226,7 @@ class Source:
         self._set_chat(bool(columns), table.name)
         if columns:
             learned = "only what the assistant says is learned" if self.has_prompts else "all of it is learned"
-            self.note(f"each row is a conversation, from the columns {list(columns)}; {learned}.", file=table.name)
+            self.note(f"each row is a conversation, from its columns {list(columns)}; {learned}.", file=table.name)
             return (self._conversation(row, columns, table.name) for row in rows_of_one_part(table, columns))
         column = find_text_column(table, self.settings.text_column)
         if not self.settings.text_column and column != "text" and len(table.columns) > 1:

@@ -102,6 +102,7 @@ FORMS = {
     "Alpaca": {"instruction": ASK, "input": "", "output": ANSWER},
     "question and answer": {"question": ASK, "answer": ANSWER},
     "instruction and response": {"instruction": ASK, "response": ANSWER, "category": "a"},
+    "query and response": {"query": ASK, "response": ANSWER},
 }
 
 
@@ -122,6 +123,22 @@ def test_chat_data_in_every_common_form_become_documents(tmp_path, form, name):
         column = next(reversed({name: 0 for name in FORMS[form] if name not in ("category",)}))
         ((_, texts),) = Source(DataSettings(source=str(tmp_path / name), text_column=column)).parts()
         assert next(iter(texts)).strip() == ANSWER, "text_column takes that column alone"
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [({"instruction": ASK, "input": "A fox.", "output": ANSWER}, f"User: {ASK}\n\nA fox.\n\nAssistant:"),
+     ({"instruction": ASK, "context": "A fox.", "response": ANSWER}, f"User: {ASK}\n\nA fox.\n\nAssistant:"),
+     ({"answer": ANSWER, "context": "A fox.", "question": ASK}, f"User: {ASK}\n\nA fox.\n\nAssistant:"),
+     ({"system_prompt": "Be brief.", "question": ASK, "response": ANSWER},
+      f"System: Be brief.\n\nUser: {ASK}\n\nAssistant:"),
+     ({"system_prompt": " ", "question": ASK, "response": ANSWER}, f"User: {ASK}\n\nAssistant:")],
+    ids=["input", "context", "context first", "system prompt", "empty system prompt"],
+)  # fmt: skip
+def test_what_a_question_refers_to_and_what_precedes_it_are_part_of_the_prompt(tmp_path, row, prompt):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    ((_, texts),) = Source(DataSettings(source=str(tmp_path / "a.jsonl"))).parts()
+    assert next(iter(texts)).segments == [(prompt, True), (f" {ANSWER}", False)]
 
 
 def test_a_column_called_text_comes_before_a_pair_of_prompt_and_completion(tmp_path):
@@ -158,7 +175,7 @@ def test_a_lone_surrogate_in_a_message_becomes_the_replacement_character(tmp_pat
      ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "call_1"}]}]},
       "…; tool calls and images are not read. Fix the row"),
      ({"instruction": "Add one.", "input": 5, "output": "six"}, "line 1: a message needs .* 'content': 5"),
-     ({"instruction": "Sum.", "input": [1, 2], "output": "3"}, r"line 1: a message needs .* 'content': \[1, 2\]")],
+     ({"instruction": "Sum.", "input": [1, 2], "output": "3"}, "line 1: a message needs .* text, not 1;")],
 )  # fmt: skip
 def test_an_unreadable_message_is_named_with_its_line(tmp_path, row, words):
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
