@@ -8,7 +8,7 @@ import json
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -114,8 +114,8 @@ def read(thing: Any) -> Reading:
     Raises:
         TypeError: it is none of these.
     """
-    if isinstance(thing, BaseException):
-        return _read_exception(thing)
+    if isinstance(thing, BaseException):  # as text only: a kept traceback would keep memory alive
+        return read_text("".join(traceback.format_exception(thing)))
     if isinstance(thing, Path):
         return read_text(decode(thing.read_bytes()))
     if isinstance(thing, str):
@@ -235,30 +235,6 @@ def _join(text: Any, separator: str = "") -> str:
 def _objects(values: Any) -> "list[dict[str, Any]]":
     """Return the objects in a JSON list; none for any other value, because other JSON may have cells too."""
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
-
-
-def _read_exception(error: BaseException) -> Reading:
-    """Read an exception and those that caused it, as text only: a kept traceback would keep memory alive."""
-    lines = tuple(clean("".join(traceback.format_exception(error))).split("\n"))
-    errors = tuple(f"{_kind(one)}: {clean(str(one))}" for one in _exception_chain(error, []))
-    return Reading("\n".join(lines), lines, errors)
-
-
-def _exception_chain(error: BaseException | None, seen: list[BaseException]) -> Iterator[BaseException]:
-    """Yield an exception after its causes and before the exceptions it groups, in the order of a traceback."""
-    first = len(seen)
-    while error is not None and error not in seen:
-        seen.append(error)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    for exception in seen[first:][::-1]:
-        yield exception
-        for part in exception.exceptions if isinstance(exception, BaseExceptionGroup) else ():
-            yield from _exception_chain(part, seen)
-
-
-def _kind(error: BaseException) -> str:
-    kind = type(error)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def _find_errors(lines: "list[str]") -> tuple[str, ...]:
