@@ -4,6 +4,7 @@ What people paste is rarely what the program printed: this module removes quotes
 and distributed runs, and colours, and decodes other encodings. `log_rows` finds the numbers that training logged.
 """
 
+import codecs
 import json
 import re
 import traceback
@@ -131,18 +132,9 @@ def read(thing: Any) -> Reading:
 
 
 def decode(data: bytes) -> str:
-    """Decode UTF-8, UTF-16 or UTF-32, with or without a byte order mark; PowerShell's `>` writes UTF-16."""
-    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):  # UTF-32's mark begins with UTF-16's
-        if data.startswith("\ufeff".encode(encoding)) or _has_zeros_of(encoding, data[:1000]):
-            return data.decode(encoding, errors="replace").removeprefix("\ufeff")
-    return data.decode("utf-8-sig", errors="replace")
-
-
-def _has_zeros_of(encoding: str, beginning: bytes) -> bool:
-    """Return whether most bytes are zero in the positions where the encoding of a Latin letter has zeros."""
-    letter = "A".encode(encoding)
-    columns = (beginning[place :: len(letter)] for place, byte in enumerate(letter) if not byte)
-    return all(len(column) > 1 and column.count(0) > 0.8 * len(column) for column in columns)
+    """Decode UTF-8, or UTF-16 with a byte order mark, which PowerShell's `>` writes."""
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_utf_16 else "utf-8-sig", errors="replace")
 
 
 def read_text(text: str) -> Reading:
