@@ -21,6 +21,7 @@ from helpers.environment.wheels import (
 )
 
 _WINDOWS_LIBRARY = re.compile(r"WinError (126|127|1114)|c10\.dll|fbgemm\.dll", re.IGNORECASE)
+_LOAD_DRIVER = "sudo modprobe nvidia ; on a laptop whose card is off: sudo prime-select on-demand, and reboot."
 _LOADER_PATH = f"export LD_LIBRARY_PATH=/usr/lib/wsl/lib:$LD_LIBRARY_PATH ; then {fixes.RESTART_SHELL}."
 
 
@@ -167,16 +168,11 @@ def _judge_missing_driver(machine: Machine) -> Finding:
         return ok("no NVIDIA driver and no NVIDIA card: CPU course mode")
     if container_lacks_card(machine):
         return warn("there is an NVIDIA card, but this container has no access to it", fixes.give_card(machine))
-    return fail("an NVIDIA card without a driver", _how_to_switch_on(machine) or fixes.update_driver(machine))
+    return fail("an NVIDIA card without a driver", fixes.update_driver(machine))
 
 
 def _describe_card(card: GpuReading) -> str:
     return f"{card.name} ({card.capability[0]}.{card.capability[1]})"
-
-
-def _how_to_switch_on(machine: Machine) -> str:
-    """Return how to switch on the NVIDIA card of a laptop with two graphics cards; '' if it is not off."""
-    return "sudo prime-select on-demand ; then reboot." if machine.platform.card_switched_off else ""
 
 
 def _judge_unloaded_driver(machine: Machine, reading: str) -> Finding:
@@ -187,9 +183,7 @@ def _judge_unloaded_driver(machine: Machine, reading: str) -> Finding:
     on_linux = machine.platform.kind == "Linux"
     if on_linux and not machine.platform.nvidia_on_bus:
         return warn(f"{reading}; and there is no NVIDIA card", _advise_without_card(machine))
-    if _how_to_switch_on(machine):
-        return fail(f"{reading}: prime-select has switched the card off", _how_to_switch_on(machine))
-    advice = "sudo modprobe nvidia ; if that fails (a new kernel, Secure Boot): " if on_linux else ""
+    advice = f"{_LOAD_DRIVER} If neither helps: " if on_linux else ""
     return fail(reading, advice + fixes.update_driver(machine))
 
 

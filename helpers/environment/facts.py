@@ -51,10 +51,8 @@ class Platform:
     release: str = ""
     architecture: str = "x86_64"
     container: str = ""  # what shows that this is a container, such as /.dockerenv
-    distribution: str = ""  # ID and ID_LIKE of /etc/os-release
     nvidia_on_bus: bool = False
     other_graphics: tuple[str, ...] = ()  # other makers: AMD, Intel, Apple
-    card_switched_off: bool = False  # `prime-select intel` on a laptop
     nvcc: str = ""  # release of the CUDA toolkit on PATH; information only
 
 

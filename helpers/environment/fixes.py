@@ -23,15 +23,6 @@ WSL_MEMORY = (
     "then in PowerShell: wsl --shutdown"
 )
 
-# distribution -> the command for the newest driver; the one for Maxwell, Pascal and Volta, whose last driver is 580 and
-# which the open kernel modules never supported
-_DRIVER_COMMANDS = (
-    ("ubuntu", "sudo ubuntu-drivers install", "sudo ubuntu-drivers install"),  # detects the card itself
-    ("debian", "sudo apt install nvidia-driver (550: too old for RTX 50)", "sudo apt install nvidia-driver"),
-    ("fedora", "sudo dnf install akmod-nvidia (RPM Fusion)", "sudo dnf install akmod-nvidia-580xx (RPM Fusion)"),
-    ("arch", "sudo pacman -S nvidia-open", "yay -S nvidia-580xx-dkms (from the AUR)"),
-)
-
 
 def with_shell(fix: str) -> str:
     """Add to a fix that it is for PowerShell, if Windows' other shell would not understand it.
@@ -107,7 +98,7 @@ def give_card(machine: Machine) -> str:
 
 def update_driver(machine: Machine) -> str:
     """Return how to install or update the driver on this system."""
-    kind, distribution = machine.platform.kind, machine.platform.distribution
+    kind = machine.platform.kind
     if kind == "Windows":
         return f"Install the newest driver for this card from {DRIVERS} and restart Windows."
     if kind in ("WSL2", "WSL1"):
@@ -117,12 +108,10 @@ def update_driver(machine: Machine) -> str:
         )
     if machine.platform.container:
         return f"Update the driver of the machine that runs this container ({DRIVERS}), and reboot it."
-    is_before_turing = any(card.capability and card.capability < (7, 5) for card in machine.cards)
-    for name, newest, legacy in _DRIVER_COMMANDS:
-        if name in distribution.split():
-            line = legacy if is_before_turing else newest
-            return f"{line} ; then reboot (or take the newest driver for this card from {DRIVERS})."
-    return f"Install the newest driver for this card from {DRIVERS}, then reboot."
+    return (
+        "Install the newest driver for this card that your distribution offers (on Ubuntu: sudo ubuntu-drivers "
+        f"install), or the one from {DRIVERS}, and reboot."
+    )
 
 
 def reboot(machine: Machine) -> str:

@@ -90,16 +90,13 @@ def _kernel(access: Access) -> str | None:
 
 def _platform(access: Access) -> Platform:
     graphics = _graphics(access)
-    names = re.findall(r'^(?:ID|ID_LIKE)="?([^"\n]*)"?', access.text("/etc/os-release"), re.MULTILINE)
     return Platform(
         kind=platform_kind(access),
         release=access.release,
         architecture=access.architecture,
         container=_container(access),
-        distribution=" ".join(names),
         nvidia_on_bus="NVIDIA" in graphics,
         other_graphics=tuple(maker for maker in graphics if maker != "NVIDIA"),
-        card_switched_off=access.text("/etc/prime-discrete").strip() == "off",
         nvcc=access.nvcc(),
     )
 

@@ -156,7 +156,7 @@ GPT2 = ModelFolder(GPT2_PATH, (), 50257, 1024, 548_000_000)
 
 LINUX = Machine(
     python=Python((3, 12, 7), 64, "/course/.venv/bin/python", "/course/.venv", expected=("/course/.venv",)),
-    platform=Platform("Linux", "6.8.0-generic", distribution="ubuntu debian", nvidia_on_bus=True),
+    platform=Platform("Linux", "6.8.0-generic", nvidia_on_bus=True),
     packages=PACKAGES,
     torch=seeing(),
     nvml=Nvml("ok", driver="580.65.06", cuda=13000, cards=(CARD,)),
@@ -183,7 +183,7 @@ WINDOWS = on(
 )
 WSL2 = on(
     LINUX,
-    platform=Platform("WSL2", "6.6.87.2-microsoft-standard-WSL2", distribution="ubuntu debian"),
+    platform=Platform("WSL2", "6.6.87.2-microsoft-standard-WSL2"),
     nvml={"driver": "581.42"},
     wsl=Wsl(dxg=True, libcuda=True, nvidia=True),
 )

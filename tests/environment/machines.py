@@ -94,8 +94,9 @@ def wheel_line(tag: str, pip: str = PIP, *, new: bool = False, version: str = r"
     return remove + pip + rf" torch=={version}\+{tag} --index-url https://download\.pytorch\.org/whl/{tag} ; {RESTART}"
 
 
-UBUNTU = (
-    r"sudo ubuntu-drivers install ; then reboot \(or take the newest driver for this card from https://www\.nvidia\.com/drivers\)\."
+ON_LINUX = (
+    r"Install the newest driver for this card that your distribution offers "
+    r"\(on Ubuntu: sudo ubuntu-drivers install\), or the one from https://www\.nvidia\.com/drivers, and reboot\."
 )
 ON_WINDOWS = r"Install the newest driver for this card from https://www\.nvidia\.com/drivers and restart Windows\."
 FROM_WSL = r"On Windows install the newest driver for this card .*, then `wsl --update` and `wsl --shutdown`\."
@@ -168,15 +169,15 @@ def too_old(cuda: int) -> str:
 
 TOO_OLD = {"driver_floor": FAIL} | UNSEEN
 ticket("driver 450", with_driver(LINUX, "450.80.02", 11000, blind("cu126", too_old(11000))),
-       1, "gpu", "cpu", TOO_OLD, UBUNTU)
+       1, "gpu", "cpu", TOO_OLD, ON_LINUX)
 ticket("driver 470 and a CPU wheel: first the driver, then a wheel",
        with_driver(LINUX, "470.256.02", 11040, CPU_WHEEL),
        1, "gpu", "cpu", {"torch_build": FAIL, "driver_floor": FAIL, "cuda_available": UNKNOWN, "arch_covered": UNKNOWN},
-       UBUNTU + ASK_AGAIN)
+       ON_LINUX + ASK_AGAIN)
 ticket("driver 524, read by nvidia-smi alone", with_driver(LINUX, "524.00", None, blind("cu126", too_old(11080))),
-       1, "gpu", "cpu", TOO_OLD, UBUNTU)
+       1, "gpu", "cpu", TOO_OLD, ON_LINUX)
 ticket("driver 525.60.13 is the first for CUDA 12", with_driver(LINUX, "525.60.13", None, seeing("cu126")),
-       0, "gpu", "cu126", {"driver_floor": WARN}, UBUNTU)
+       0, "gpu", "cu126", {"driver_floor": WARN}, ON_LINUX)
 ticket("driver 528.33 is the first for CUDA 12 on Windows, and does not spill yet",
        with_driver(WINDOWS, "528.33", None, seeing("cu126")), 0, "gpu", "cu126", {"driver_floor": WARN}, ON_WINDOWS)
 ticket("driver 528.32 is one too old on Windows", with_driver(WINDOWS, "528.32", None, blind("cu126")),
@@ -184,9 +185,9 @@ ticket("driver 528.32 is one too old on Windows", with_driver(WINDOWS, "528.32",
 ticket("driver 528.32 is one too old under WSL2 too", with_driver(WSL2, "528.32", None, blind("cu126")),
        1, "gpu", "cpu", TOO_OLD, FROM_WSL)
 ticket("driver 528.32 is new enough on Linux", with_driver(LINUX, "528.32", None, seeing("cu126")),
-       0, "gpu", "cu126", {"driver_floor": WARN}, UBUNTU)
+       0, "gpu", "cu126", {"driver_floor": WARN}, ON_LINUX)
 ticket("driver 535 and a CUDA 13 wheel (E2)", with_driver(LINUX, "535.183.01", 12020, blind("cu130", too_old(12020))),
-       1, "gpu", "cu126", TOO_OLD, rf"{UBUNTU} Or keep the driver: {wheel_line('cu126')}")
+       1, "gpu", "cu126", TOO_OLD, rf"{ON_LINUX} Or keep the driver: {wheel_line('cu126')}")
 ticket("driver 535 and a CUDA 13 wheel under WSL2", with_driver(WSL2, "537.13", 12020, blind("cu130", too_old(12020))),
        1, "gpu", "cu126", TOO_OLD, rf"{FROM_WSL} Or keep the driver: {wheel_line('cu126')}")
 ticket("driver 535 and a CUDA 13 wheel on Windows: it spills, and there is no switch",
@@ -207,16 +208,16 @@ ticket("driver 546.00 on Windows spills, and has no switch yet", with_driver(WIN
 ticket("driver 546.01 on Windows is the first with a switch", with_driver(WINDOWS, "546.01", 12030, seeing("cu126")),
        0, "gpu", "cu126", {"driver_floor": WARN} | SPILLS, ON_WINDOWS, also={"sysmem_fallback": CONTROL_PANEL})
 ticket("driver 550 runs CUDA 12.8 except PTX", with_driver(LINUX, "550.127.05", 12040, seeing("cu128")),
-       0, "gpu", "cu128", {"driver_floor": WARN}, UBUNTU)
+       0, "gpu", "cu128", {"driver_floor": WARN}, ON_LINUX)
 ticket("driver 560 and CUDA 12.6, with an nvcc 11.5 that does not matter (E3)",
        on(with_driver(LINUX, "560.35.03", 12060, seeing("cu126")), platform={"nvcc": "11.5"}), 0, "gpu", "cu126", {})
 ticket("driver 570 and CUDA 12.8", with_driver(LINUX, "570.124.06", 12080, seeing("cu128")), 0, "gpu", "cu128", {})
 ticket("driver 579 is one too old for CUDA 13", with_driver(LINUX, "579.99", None, blind("cu130")),
-       1, "gpu", "cu126", TOO_OLD, rf"{UBUNTU} Or keep the driver: {wheel_line('cu126')}")
+       1, "gpu", "cu126", TOO_OLD, rf"{ON_LINUX} Or keep the driver: {wheel_line('cu126')}")
 ticket("driver 580.40 is older than CUDA 13.0 itself", with_driver(LINUX, "580.40", 13000, seeing()),
-       0, "gpu", "cu130", {"driver_floor": WARN}, UBUNTU)
+       0, "gpu", "cu130", {"driver_floor": WARN}, ON_LINUX)
 ticket("driver 580 and CUDA 13.2", with_driver(LINUX, "580.65.06", 13000, seeing("cu132")),
-       0, "gpu", "cu132", {"driver_floor": WARN}, UBUNTU)
+       0, "gpu", "cu132", {"driver_floor": WARN}, ON_LINUX)
 ticket("driver 580.88 on Windows and CUDA 13.2: no minimum within 13 is known",
        with_driver(WINDOWS, "580.88", 13000, seeing("cu132")), 0, "gpu", "cu132", SPILLS, CONTROL_PANEL)
 ticket("driver 595 and CUDA 13.2", with_driver(LINUX, "595.45.04", 13020, seeing("cu132")), 0, "gpu", "cu132", {})
@@ -232,15 +233,8 @@ ticket("driver 'banana' on Windows: whether it spills is not known", on(WINDOWS,
 
 NO_DRIVER = {"driver_floor": UNKNOWN, "nvml_alive": FAIL, "cuda_available": FAIL}
 DRIVERLESS = on(LINUX, torch=blind(), nvml=silent("absent", "no NVML library"))
-ticket("a card without a driver, Ubuntu", DRIVERLESS, 1, "cpu", "cu126", NO_DRIVER, UBUNTU)
-for _distribution, _line in (
-    ("debian", r"sudo apt install nvidia-driver \(550: too old for RTX 50\) ; .*"),
-    ("fedora", r"sudo dnf install akmod-nvidia \(RPM Fusion\) ; .*"),
-    ("endeavouros arch", r"sudo pacman -S nvidia-open ; .*"),
-    ("gentoo", r"Install the newest driver for this card from \S+, then reboot\."),
-):
-    ticket(f"a card without a driver, {_distribution}", on(DRIVERLESS, platform={"distribution": _distribution}),
-           1, "cpu", "cu126", NO_DRIVER, _line)
+ticket("a card without a driver", DRIVERLESS, 1, "cpu", "cu126", NO_DRIVER, ON_LINUX)
+LOAD_DRIVER = r"sudo modprobe nvidia ; .*: sudo prime-select on-demand, and reboot\. If neither helps: " + ON_LINUX
 MISMATCH = silent("error", "NVMLError_LibRmVersionMismatch: RM has detected an NVML/RM version mismatch.")
 ticket("the driver was updated under a running system (E4)", on(LINUX, torch=blind(), nvml=MISMATCH),
        1, "cpu", "cu126", NO_DRIVER, r"sudo reboot")
@@ -249,7 +243,7 @@ ticket("the same in a container", on(CONTAINER, torch=blind(), nvml=MISMATCH),
        1, "cpu", "cu126", NO_DRIVER, r"Reboot the machine that runs this container\.")
 NOT_LOADED = silent("error", "NVMLError_DriverNotLoaded: Driver Not Loaded")
 ticket("the driver is installed but not loaded", on(LINUX, torch=blind(), nvml=NOT_LOADED),
-       1, "cpu", "cu126", NO_DRIVER, rf"sudo modprobe nvidia ; if that fails \(a new kernel, Secure Boot\): {UBUNTU}")
+       1, "cpu", "cu126", NO_DRIVER, LOAD_DRIVER)
 ticket("a driver left over on a laptop without a card", on(LAPTOP, nvml=NOT_LOADED),
        0, "cpu", "cpu", {"torch_build": WARN, "nvml_alive": WARN}, NOTHING)
 ticket("a user without permission to use the driver",
@@ -429,7 +423,7 @@ ticket("a 5070 Ti (12.0), driver 570 and the CUDA 12.6 wheel: the last one with 
        1, "gpu", "cu128", {"arch_covered": FAIL, "smoke_matmul": FAIL}, CU128, preset="16gb")
 ticket("a 5070 Ti (12.0), driver 570 and the CUDA 13 wheel",
        with_driver(BLACKWELL, "570.124.06", 12080, blind("cu130", too_old(12080))),
-       1, "gpu", "cu128", TOO_OLD, rf"{UBUNTU} Or keep the driver: {CU128}", preset="16gb")
+       1, "gpu", "cu128", TOO_OLD, rf"{ON_LINUX} Or keep the driver: {CU128}", preset="16gb")
 LAST_OF_12 = seeing("cu128", version="2.11.0+cu128", capability=(12, 0))
 WORKING_5060 = on(with_driver(BLACKWELL, "570.124.06", 12080, LAST_OF_12),
                   packages=packages({"torch": "2.11.0"}, without=("datasets",)))
@@ -440,7 +434,7 @@ ticket("the same in a quick check, which does not run torch",
        1, "gpu", "cu128", {"package_floor": FAIL}, PROJECT, preset="16gb")
 ticket("a 5070 Ti (12.0) and an impossible driver 560: the driver first",
        with_driver(BLACKWELL, "560.35.03", 12060, seeing("cu126", capability=(12, 0), product=NO_KERNEL)),
-       1, "gpu", "cu130", {"arch_covered": FAIL, "smoke_matmul": FAIL}, rf"{UBUNTU} Then: {wheel_line('cu130')}",
+       1, "gpu", "cu130", {"arch_covered": FAIL, "smoke_matmul": FAIL}, rf"{ON_LINUX} Then: {wheel_line('cu130')}",
        preset="16gb")
 ticket("a 5070 Ti (12.0) and driver 580", BLACKWELL,
        0, "gpu", "cu130", {}, preset="16gb")
@@ -500,14 +494,9 @@ ticket("a laptop with a card, plugged in", on(LINUX, power=Power(on_battery=Fals
 # ---- cards that are too old, switched off, of two kinds, or of another vendor
 
 PASCAL = with_card(LINUX, "GTX 1080 Ti", 11, (6, 1), free_gib=10, torch=blind("cu126", too_old(11040)))
-for _distribution, _line in (
-    ("arch", r"yay -S nvidia-580xx-dkms \(from the AUR\) ; .*"),
-    ("fedora", r"sudo dnf install akmod-nvidia-580xx \(RPM Fusion\) ; .*"),
-    ("debian", r"sudo apt install nvidia-driver ; .*"),
-):
-    ticket(f"a GTX 1080 Ti (6.1) whose driver is too old, {_distribution}: 580 is the last for it",
-           on(PASCAL, nvml={"driver": "470.256.02", "cuda": 11040}, platform={"distribution": _distribution}),
-           1, "gpu", "cpu", TOO_OLD, _line, precision="fp16")
+ticket("a GTX 1080 Ti (6.1) whose driver is too old: 580 is the last for it",
+       on(PASCAL, nvml={"driver": "470.256.02", "cuda": 11040}),
+       1, "gpu", "cpu", TOO_OLD, ON_LINUX, precision="fp16")
 K80 = with_card(on(LINUX, nvml={"driver": "470.256.02", "cuda": 11040}), "Tesla K80", 11, (3, 7), free_gib=11,
                 torch=CPU_WHEEL)
 OLD_CARD = r"The course runs on the CPU here; no other driver and no other wheel of the course changes that\."
@@ -517,16 +506,10 @@ ticket("a Tesla K80 (3.7): 470 is its last driver, and no wheel has code for it"
 ticket("a Tesla K80 beside a 4070 Ti does not count",
        on(LINUX, nvml={"cards": (replace(K80.nvml.cards[0], index=0, uuid="GPU-80"), replace(CARD, index=1))}),
        0, "gpu", "cu130", {})
-ON_BUS = r"sudo dmesg \| grep -i nvrm says why: .* Most often: " + UBUNTU
+ON_BUS = r"sudo dmesg \| grep -i nvrm says why: .* Most often: " + ON_LINUX
 ticket("a driver that sees no card, though one is on the bus",
        on(LINUX, torch=blind(), nvml=silent("ok", driver="580.65.06", cuda=13000)),
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, ON_BUS)
-ticket("a laptop whose card prime-select has switched off",
-       on(LINUX, torch=blind(), nvml=NOT_LOADED, platform={"card_switched_off": True}),
-       1, "cpu", "cu126", NO_DRIVER, r"sudo prime-select on-demand ; then reboot\.")
-ticket("the same, and the driver's library is not found",
-       on(DRIVERLESS, platform={"card_switched_off": True}), 1, "cpu", "cu126", NO_DRIVER,
-       r"sudo prime-select on-demand ; then reboot\.")
 ticket("Windows does not let WSL2 use NVML",
        on(WSL2, nvml=silent("error", "NVMLError_OperatingSystem: GPU access blocked by the operating system")),
        0, "gpu", "cu130", NO_NVML, also={"nvml_alive": FROM_WSL})

@@ -92,16 +92,6 @@ class TestPlatform:
         machine = read_machine(make_access(system="Darwin", architecture=architecture))
         assert machine.platform.other_graphics == others
 
-    @pytest.mark.parametrize(("mode", "is_off"), [("off\n", True), ("on-demand\n", False), ("on\n", False)])
-    def test_a_card_that_was_switched_off_is_recognised(self, make_access, mode, is_off):
-        assert read_machine(make_access({"/etc/prime-discrete": mode})).platform.card_switched_off is is_off
-
-    def test_the_distribution_includes_those_it_is_based_on(self, make_access):
-        access = make_access(
-            {"/etc/os-release": 'NAME="Mint"\nID=linuxmint\nID_LIKE="ubuntu debian"\nVERSION_ID="22"\n'}
-        )
-        assert read_machine(access).platform.distribution == "linuxmint ubuntu debian"
-
     def test_the_release_of_nvcc_is_read(self, make_access):
         assert read_machine(make_access(nvcc=lambda: "12.4")).platform.nvcc == "12.4"
 
