@@ -13,12 +13,9 @@ import json
 import os
 import re
 import shutil
-import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from helpers.environment.access import Access
@@ -29,7 +26,6 @@ from helpers.paths import LONGEST_WINDOWS_PATH, ROOT
 RECORD = "gpt2-course.json"  # in an environment's folder; written last, when everything is installed
 _GB_NEEDED = {"cpu": 3, "cuda": 8}  # measured: 2.2 and 5.9 GB, plus temporary files
 _LONGEST_INSTALLED = 200  # characters below the environment's folder; the longest are JupyterLab's
-_ANSWER_SECONDS = 10
 _ON_WINDOWS = os.name == "nt"
 _IMPORT_EVERYTHING = (  # imported once to compile their bytecode; _exit skips PyTorch's slow teardown
     "import os, datasets, ipykernel.kernelapp, ipywidgets, matplotlib.pyplot, nbconvert, optuna, papermill, peft; "
@@ -192,15 +188,13 @@ def _download_torch(python: Path, wanted: str, index: str, *, is_advised: bool) 
     plain = wanted.partition("+")[0]  # only PyTorch's own index knows the part after +
     # the usual index has no CUDA build for Windows, and for Linux one that not every driver runs
     may_differ = is_advised and index and "+cu" not in wanted
-    if may_differ and not _answers(index):
-        _say(f"{INDEX} does not answer, so {plain} comes from pip's usual index, which may be another build.")
-    elif _pip(python, wanted, *(["--index-url", index] if index else [])) == 0:
+    retries = ("--retries", "1") if may_differ else ()  # an index that does not answer would cost minutes
+    if _pip(python, wanted, *(("--index-url", index) if index else ()), *retries) == 0:
         return build_of(wanted)
-    elif not may_differ:
+    if not may_differ:
         blocked = f" Where {INDEX} is blocked: `{python} -m pip install {plain}`, which is kept if it uses your card."
         raise InstallError(_failure(f"{wanted} could not be installed") + (blocked if "+cu" in wanted else ""))
-    else:
-        _say(f"{wanted} could not be installed from {INDEX}, so {plain} comes from pip's usual index.")
+    _say(f"{INDEX} gave no {wanted}, so {plain} comes from pip's usual index, which may be another build.")
     if _pip(python, plain) != 0:
         raise InstallError(_failure(f"{plain} could not be installed"))
     return build_of(_installed_torch(python))
@@ -234,17 +228,6 @@ def _refuse_full_disk(folder: Path, build: str) -> None:
             f"{free:.1f} GB are free at {folder}, and the installation takes about {needed} GB. Free some space, or "
             "move the project to a larger disk; then repeat the command."
         )
-
-
-def _answers(url: str) -> bool:
-    """Return whether an index can be reached, within seconds: pip would try for minutes."""
-    try:
-        with urllib.request.urlopen(f"{url}/torch/", timeout=_ANSWER_SECONDS):  # noqa: S310 (https, our own constant)
-            return True
-    except urllib.error.URLError as error:  # a Python without certificates: pip brings its own
-        return isinstance(error.reason, ssl.SSLCertVerificationError)
-    except OSError:
-        return False
 
 
 def _install_rest(python: Path, folder: Path) -> None:
