@@ -11,7 +11,6 @@ import ast
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from helpers.environment.access import Access
 from helpers.environment.requirements import PYTHONS, pins
-from helpers.environment.wheels import BUNDLED_DRIVERS, INDEX, build_of, requirement, triton_for_windows
+from helpers.environment.wheels import INDEX, build_of, requirement, triton_for_windows
 from helpers.paths import LONGEST_WINDOWS_PATH, ROOT
 
 RECORD = "gpt2-course.json"  # in an environment's folder; written last, when everything is installed
@@ -192,8 +191,11 @@ def _download_torch(python: Path, wanted: str, index: str, *, is_advised: bool) 
     if _pip(python, wanted, *(("--index-url", index) if index else ()), *retries) == 0:
         return build_of(wanted)
     if not may_differ:
-        blocked = f" Where {INDEX} is blocked: `{python} -m pip install {plain}`, which is kept if it uses your card."
-        raise InstallError(_failure(f"{wanted} could not be installed") + (blocked if "+cu" in wanted else ""))
+        hint = (
+            f" {INDEX} lists the wheels that exist; where it is blocked: `{python} -m pip install {plain}`, which is "
+            "kept if it uses your card."
+        )
+        raise InstallError(_failure(f"{wanted} could not be installed") + (hint if index else ""))
     _say(f"{INDEX} gave no {wanted}, so {plain} comes from pip's usual index, which may be another build.")
     if _pip(python, plain) != 0:
         raise InstallError(_failure(f"{plain} could not be installed"))
@@ -303,19 +305,3 @@ def _ask(python: Path, *arguments: str, cwd: Path = ROOT) -> str:
         [str(python), *arguments], cwd=cwd, env=env, stdout=subprocess.PIPE, encoding="utf-8", check=False
     )
     return done.stdout
-
-
-def tag_named(text: str) -> str:
-    """Return the wheel tag that a person typed; raise `InstallError` if it cannot be one.
-
-    >>> tag_named("cu126"), tag_named("")
-    ('cu126', 'auto')
-    """
-    tag = text.strip().lower() or "auto"
-    cuda = [f"cu{major}{minor}" for major, minor in BUNDLED_DRIVERS]
-    if tag not in ("auto", "cpu", "xpu", *cuda) and not re.fullmatch(r"rocm\d+(\.\d+)+", tag):
-        raise InstallError(
-            f"There is no PyTorch wheel {text!r} for this course: write auto, cpu, {', '.join(cuda)}, or a tag for "
-            f"cards of another maker, which {INDEX} lists."
-        )
-    return tag

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.display import print_any_character
-from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of, tag_named
+from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of
 from helpers.paths import COMMAND, ROOT
 
 _COURSE_PACKAGES = ("click", "pydantic", "transformers")  # a Python that has these has the course's packages
@@ -200,7 +200,7 @@ def _run_task(name: str, arguments: list[str]) -> int:
     # Containers often set it. Each kernel and worker would then recompile PyTorch and transformers: 11 s every time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
-        task(install(here=options.here, torch=tag_named(options.torch)), rest)
+        task(install(here=options.here, torch=options.torch.strip().lower() or "auto"), rest)
     except _FailedError as failed:
         return int(failed.args[0])
     except InstallError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.environment import install as module
-from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of, tag_named
+from helpers.environment.install import RECORD, InstallError, environment_folder, install, python_of
 
 ADVICE = {
     "pip_args": "torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126",
@@ -361,14 +361,3 @@ def test_installing_outside_a_clone_is_refused(shell):
     (shell.folder.parent / "pyproject.toml").unlink()
     with pytest.raises(InstallError, match="is not a clone of the course"):
         install()
-
-
-@pytest.mark.parametrize("text", ["cpu", "CU126 ", "xpu", "rocm7.1", "auto", ""])
-def test_a_wheel_tag_is_normalised(text):
-    assert tag_named(text) == (text.strip().lower() or "auto")
-
-
-@pytest.mark.parametrize("text", ["12.6", "cuda", "cu126; rm", "latest", "cu13", "cu124", "rocm7"])
-def test_an_invalid_wheel_tag_is_refused(text):
-    with pytest.raises(InstallError, match=r"no PyTorch wheel .* write auto, cpu, cu126, cu128, cu130, "):
-        tag_named(text)
