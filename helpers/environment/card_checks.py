@@ -53,7 +53,7 @@ def _advise_closing(machine: Machine, gpu: GpuReading) -> str:
 
 
 def _other_holders(machine: Machine, gpu: GpuReading) -> list[Holder]:
-    return [holder for holder in gpu.holders if holder.pid != machine.process.pid]
+    return [holder for holder in gpu.holders if holder.pid != machine.pid]
 
 
 def _describe_holder(holder: Holder) -> str:
@@ -121,9 +121,9 @@ def throttle_power(machine: Machine) -> Finding:
 @rule("bf16 has the range of float32 in half the bytes; fp16 can overflow, and needs loss scaling.")
 def precision_choice(machine: Machine) -> Finding:
     """Report what `mixed_precision: auto` means here; warn if accelerate's variables override it for the worse."""
-    process, torch, gpu = machine.process, machine.torch, machine.gpu
-    precision = process.env.get("ACCELERATE_MIXED_PRECISION", "auto").lower()
-    use_cpu = process.env.get("ACCELERATE_USE_CPU", "false").lower()
+    torch, gpu = machine.torch, machine.gpu
+    precision = machine.env.get("ACCELERATE_MIXED_PRECISION", "auto").lower()
+    use_cpu = machine.env.get("ACCELERATE_USE_CPU", "false").lower()
     # compute capability 8.0 (Ampere) is the first with bf16; without a card, use what torch reports for the CPU
     bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
     best = "bf16" if bf16 else "fp16" if gpu else "float32"

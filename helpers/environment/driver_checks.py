@@ -226,24 +226,24 @@ def _judge_unseen_card(machine: Machine) -> Finding:
 
 def _hides_all(machine: Machine) -> bool:
     """Return whether CUDA_VISIBLE_DEVICES hides every card, judged by its value alone if NVML read no cards."""
-    value = machine.process.env.get("CUDA_VISIBLE_DEVICES")
+    value = machine.env.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return False
     if machine.cards:
-        return not visible(machine.cards, machine.process.env)
+        return not visible(machine.cards, machine.env)
     return not re.match(r"\s*(\d|GPU-|MIG-)", value)
 
 
 @rule("CUDA_VISIBLE_DEVICES decides which cards a program may see; it is read once, at the first use of CUDA.")
 def visible_devices(machine: Machine) -> Finding:
-    """Fail if the variable hides every card; warn if it hides some by mistake, or was set too late."""
-    value = machine.process.env.get("CUDA_VISIBLE_DEVICES")
+    """Fail if the variable hides every card; warn if it hides some by mistake."""
+    value = machine.env.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return ok("CUDA_VISIBLE_DEVICES is not set: all cards are seen")
     reading = f"CUDA_VISIBLE_DEVICES={value!r}"
     if not expects_gpu(machine):
         return ok(f"{reading}, but there is no card to hide")
-    seen, requested = visible(machine.cards, machine.process.env), [part for part in value.split(",") if part.strip()]
+    seen, requested = visible(machine.cards, machine.env), [part for part in value.split(",") if part.strip()]
     fix = fixes.unset(machine, "CUDA_VISIBLE_DEVICES")
     if value.startswith("MIG-"):  # NVML lists whole cards, not their MIG parts
         return ok(f"{reading}: a part of a card")
@@ -251,8 +251,6 @@ def visible_devices(machine: Machine) -> Finding:
         return fail(f"{reading} hides every card", fix)
     if machine.cards and len(seen) < len(requested):
         return warn(f"{reading}: CUDA uses only the first {len(seen)} of these {len(requested)}", fix)
-    if machine.process.has_new_devices and machine.process.cuda_in_use:
-        return warn(f"{reading} was set inside this Python, perhaps too late", f"{fixes.RESTART_FIRST}.")
     return ok(reading)
 
 

@@ -144,16 +144,6 @@ class Packages:
 
 
 @dataclass(frozen=True)
-class Process:
-    """This process: the variables that matter here, and its use of CUDA."""
-
-    env: Mapping[str, str]
-    has_new_devices: bool = False  # CUDA_VISIBLE_DEVICES changed after the process started
-    cuda_in_use: bool = False
-    pid: int = 0
-
-
-@dataclass(frozen=True)
 class Memory:
     """Main memory; in a container, up to its limit."""
 
@@ -217,11 +207,12 @@ class Machine:
     packages: Packages
     torch: Torch
     nvml: Nvml
-    process: Process
     memory: Memory
     storage: Storage
     files: ModelFiles
     power: Power
+    env: Mapping[str, str]  # the environment variables that matter here
+    pid: int  # of this process
     wsl: Wsl | None = None
     quick: bool = False
 
@@ -251,7 +242,7 @@ class Machine:
     @property
     def visible_cards(self) -> list[GpuReading]:
         """The cards that a program may use, in CUDA's order."""
-        return visible(self.cards, self.process.env if self.process else {})
+        return visible(self.cards, self.env)
 
 
 def in_cuda_order(cards: Sequence[GpuReading], env: Mapping[str, str]) -> list[GpuReading]:

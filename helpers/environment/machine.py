@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.environment.access import Access
-from helpers.environment.facts import Machine, Memory, Place, Platform, Power, Process, Python, Storage, Unread, Wsl
+from helpers.environment.facts import Machine, Memory, Place, Platform, Power, Python, Storage, Unread, Wsl
 from helpers.environment.model_files import read_model_files
 from helpers.environment.requirements import read_packages
 from helpers.environment.torch_probe import LIMIT_SECONDS
@@ -43,11 +43,12 @@ def read_machine(access: Access | None = None, *, quick: bool = False) -> Machin
         packages=_read_guarded(lambda: read_packages(access)),
         torch=_read_guarded(access.read_torch_files if quick else lambda: access.read_torch(timeout_seconds=limit)),
         nvml=nvml,
-        process=_read_guarded(lambda: _process(access)),
         memory=_read_guarded(lambda: read_memory(access)),
         storage=_read_guarded(lambda: _storage(access)),
         files=_read_guarded(lambda: read_model_files(access)),
         power=_read_guarded(lambda: _power(access)),
+        env={name: access.env[name] for name in _REPORTED_VARIABLES if name in access.env},
+        pid=os.getpid(),
         wsl=_read_guarded(lambda: _wsl(access)) if platform and platform.kind == "WSL2" else None,
         quick=quick,
     )
@@ -143,19 +144,6 @@ def _wsl(access: Access) -> Wsl:
         libcuda=access.exists(f"{_WSL_LIB}/libcuda.so.1"),
         nvidia=bool(access.names(_WSL_LIB, "*nvidia*")),
         shadowing=(*packages, *(path for path in libraries if access.exists(path))),
-    )
-
-
-def _process(access: Access) -> Process:
-    # /proc/self/environ keeps what the process started with; os.environ does not
-    env_at_start = dict(entry.split("=", 1) for entry in access.text("/proc/self/environ").split("\0") if "=" in entry)
-    devices_then, devices_now = (each.get("CUDA_VISIBLE_DEVICES") for each in (env_at_start, access.env))
-    cuda = getattr(access.modules.get("torch"), "cuda", None)  # a partly imported torch has none
-    return Process(
-        env={name: access.env[name] for name in _REPORTED_VARIABLES if name in access.env},
-        has_new_devices=bool(env_at_start) and devices_then != devices_now,
-        cuda_in_use=bool(cuda is not None and cuda.is_initialized()),
-        pid=os.getpid(),
     )
 
 

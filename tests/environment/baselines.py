@@ -15,7 +15,6 @@ from helpers.environment.facts import (
     Place,
     Platform,
     Power,
-    Process,
     Python,
     Storage,
     Torch,
@@ -30,13 +29,11 @@ def on(base: Machine, *, card: Any = None, env: Any = None, **groups: Any) -> Ma
     """Return a changed machine: a dict changes fields of a group, any other value replaces the group."""
     if card is not None:
         groups["nvml"] = {"cards": (replace(base.nvml.cards[0], **card),)}
-    if env is not None:
-        groups["process"] = {"env": env}
     changed = {
         name: replace(getattr(base, name), **value) if isinstance(value, dict) else value
         for name, value in groups.items()
     }
-    return replace(base, **changed)
+    return replace(base, **changed, env=base.env if env is None else env)
 
 
 CARD = GpuReading(
@@ -160,7 +157,8 @@ LINUX = Machine(
     packages=PACKAGES,
     torch=seeing(),
     nvml=Nvml("ok", driver="580.65.06", cuda=13000, cards=(CARD,)),
-    process=Process(env={}, pid=100),
+    env={},
+    pid=100,
     memory=ram(24),
     storage=Storage((place("runs", "/course/runs"), place("cache", "/cache"), place("temp", "/tmp")), "/course"),
     files=ModelFiles(POCKET, GPT2),

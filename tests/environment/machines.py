@@ -8,7 +8,7 @@ The answers were worked out from the reference of failures, not taken from the d
 from dataclasses import dataclass, replace
 
 from helpers.display import GIB
-from helpers.environment.facts import Holder, Machine, ModelFiles, Platform, Power, Process, Torch, Unread, Wsl
+from helpers.environment.facts import Holder, Machine, ModelFiles, Platform, Power, Torch, Unread, Wsl
 from tests.environment.baselines import (
     CARD,
     CODES,
@@ -601,13 +601,6 @@ ticket("CUDA_VISIBLE_DEVICES='-1' under a WSL2 whose NVML crashed",
        {"driver_floor": UNKNOWN, "nvml_alive": UNKNOWN, "cuda_available": FAIL, "visible_devices": FAIL}, UNSET)
 ticket("CUDA_VISIBLE_DEVICES='-1' and no card to hide", on(LAPTOP, env={"CUDA_VISIBLE_DEVICES": "-1"}),
        0, "cpu", "cpu", {"torch_build": WARN}, NOTHING)
-ticket("CUDA_VISIBLE_DEVICES was set in a cell, after CUDA had started",
-       on(LINUX, process=Process({"CUDA_VISIBLE_DEVICES": "0"}, True, True)),
-       0, "gpu", "cu130", {"visible_devices": WARN}, r"Restart the kernel \(or Python\)\.")
-ticket("CUDA_VISIBLE_DEVICES was set in a cell, before CUDA started",
-       on(LINUX, process=Process({"CUDA_VISIBLE_DEVICES": "0"}, True, False)),
-       0, "gpu", "cu130", {})
-
 # ---- WSL2's own files
 
 PURGE = r"sudo apt-get purge 'nvidia-driver-\*' .* ; then update the driver on Windows .*wsl --update ; wsl --shutdown"
@@ -840,7 +833,6 @@ for _group, _unknown in (
     ("python", ("python_version", "env_kernel_match")),
     ("packages", ("stale_imports", "package_floor")),
     ("torch", ("torch_build", "cuda_available", "arch_covered", "smoke_matmul")),
-    ("process", ("visible_devices", "precision_choice")),
     ("memory", ("ram_available",)),
     ("storage", ("disk_free", "paths")),
     ("files", ("disk_free", "tokenizer_and_model_files")),

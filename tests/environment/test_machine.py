@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from helpers.environment.diagnosis import RULES, diagnosis_of
 from helpers.environment.facts import GpuReading, Machine, Memory, Nvml, Torch, Unread
 from helpers.environment.machine import platform_kind, read_machine, read_memory
 
-GROUPS = [field.name for field in dataclasses.fields(Machine) if field.name != "quick"]
+GROUPS = [field.name for field in dataclasses.fields(Machine) if field.name not in ("quick", "env", "pid")]
 WSL_VERSION = "Linux version 5.15.153.1-microsoft-standard-WSL2 (root@1) (gcc 11) #1 SMP"
 
 
@@ -248,24 +247,10 @@ class TestProcess:
         torch = Torch("ok", version="2.13.0+cu130", cuda="13.0", available=status != "fail", product="ok")
         nvml = Nvml("ok", driver="580.65.06", cuda=13000, cards=self.CARDS)
         machine = read_machine(make_access(env=env, read_nvml=lambda: nvml, read_torch=lambda **_: torch))
-        assert machine.process.env == env
+        assert machine.env == env
         check = diagnosis_of(machine).check("visible_devices")
         assert check.status == status
         assert words in check.reading
-
-    def test_a_variable_set_after_the_start_is_reported(self, make_access):
-        env = {"CUDA_VISIBLE_DEVICES": "0"}
-        for at_start, is_new in (("HOME=x\0", True), ("HOME=x\0CUDA_VISIBLE_DEVICES=0\0", False), ("", False)):
-            files = {"/proc/self/environ": at_start}
-            assert read_machine(make_access(files, env=env)).process.has_new_devices is is_new
-
-    @pytest.mark.parametrize(("initialised", "expected"), [(lambda: True, True), (lambda: False, False)])
-    def test_a_loaded_torch_reports_whether_it_uses_cuda(self, make_access, initialised, expected):
-        torch = types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=initialised))
-        assert read_machine(make_access(modules={"torch": torch})).process.cuda_in_use is expected
-
-    def test_a_half_loaded_torch_does_not_use_cuda(self, make_access):
-        assert read_machine(make_access(modules={"torch": types.SimpleNamespace()})).process.cuda_in_use is False
 
 
 class TestStorage:
@@ -371,7 +356,6 @@ class TestUnreadable:
             "packages": {"version_of": broken},
             "torch": {"read_torch": broken},
             "nvml": {"read_nvml": broken},
-            "process": {"modules": {"torch": types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=broken))}},
             "memory": {"memory": broken},
             "storage": {"space": broken},
         }.get(group, {})
@@ -409,7 +393,7 @@ class TestUnreadable:
         assert result.equivalents()
 
     def test_an_entirely_unreadable_machine_still_gets_a_verdict(self):
-        nothing = Machine(**{name: Unread("no luck") for name in GROUPS})
+        nothing = Machine(**{name: Unread("no luck") for name in GROUPS}, env={}, pid=1)
         result = diagnosis_of(nothing)
         assert len(result.checks) == len(RULES)
         assert {check.status for check in result.checks} <= {"unknown", "ok"}
