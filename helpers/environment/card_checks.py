@@ -106,8 +106,8 @@ def sysmem_fallback(machine: Machine) -> Finding:
 @rule("A card or processor that saves power, or is too hot, is slower than its data sheet says.")
 def throttle_power(machine: Machine) -> Finding:
     """Warn about a battery in use, heat and power limits."""
-    gpu, on_battery = machine.gpu, machine.power.on_battery
-    if on_battery:
+    gpu = machine.gpu
+    if machine.on_battery:
         return warn("runs on battery", "Plug in the power supply, and choose the performance mode.")
     if gpu is None:
         return ok("no battery in use")

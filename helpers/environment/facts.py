@@ -192,13 +192,6 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Power:
-    """The power supply; `on_battery` is None if there is no battery or it cannot be read."""
-
-    on_battery: bool | None = None
-
-
-@dataclass(frozen=True)
 class Machine:
     """Everything that is known about a machine. Any group may be an `Unread`."""
 
@@ -210,9 +203,9 @@ class Machine:
     memory: Memory
     storage: Storage
     files: ModelFiles
-    power: Power
     env: Mapping[str, str]  # the environment variables that matter here
     pid: int  # of this process
+    on_battery: bool = False  # also if it cannot be read
     wsl: Wsl | None = None
     quick: bool = False
 

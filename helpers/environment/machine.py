@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.environment.access import Access
-from helpers.environment.facts import Machine, Memory, Place, Platform, Power, Python, Storage, Unread, Wsl
+from helpers.environment.facts import Machine, Memory, Place, Platform, Python, Storage, Unread, Wsl
 from helpers.environment.model_files import read_model_files
 from helpers.environment.requirements import read_packages
 from helpers.environment.torch_probe import LIMIT_SECONDS
@@ -46,9 +46,9 @@ def read_machine(access: Access | None = None, *, quick: bool = False) -> Machin
         memory=_read_guarded(lambda: read_memory(access)),
         storage=_read_guarded(lambda: _storage(access)),
         files=_read_guarded(lambda: read_model_files(access)),
-        power=_read_guarded(lambda: _power(access)),
         env={name: access.env[name] for name in _REPORTED_VARIABLES if name in access.env},
         pid=os.getpid(),
+        on_battery=bool(_read_guarded(lambda: _on_battery(access))),
         wsl=_read_guarded(lambda: _wsl(access)) if platform and platform.kind == "WSL2" else None,
         quick=quick,
     )
@@ -188,10 +188,10 @@ def _place(role: str, folder: Path, access: Access) -> Place:
     return Place(role, str(folder), free, disk, writable)
 
 
-def _power(access: Access) -> Power:
+def _on_battery(access: Access) -> bool | None:
     supplies = [f"/sys/class/power_supply/{name}" for name in access.names("/sys/class/power_supply", "*")]
     batteries = [path for path in supplies if access.text(f"{path}/type").strip() == "Battery"]
     own = [path for path in batteries if access.text(f"{path}/scope").strip() != "Device"]  # not a mouse's battery
     if own:
-        return Power(any(access.text(f"{path}/status").strip() == "Discharging" for path in own))
-    return Power(access.on_battery() if access.system != "Linux" else None)
+        return any(access.text(f"{path}/status").strip() == "Discharging" for path in own)
+    return access.on_battery() if access.system != "Linux" else None

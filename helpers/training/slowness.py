@@ -35,7 +35,7 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
             )
     if gpu and gpu.slowed_by:
         return f"{text} and the card is slowed by {', '.join(gpu.slowed_by)}. {relieve_card(gpu.slowed_by)}"
-    if machine.power and machine.power.on_battery:
+    if machine.on_battery:
         return f"{text} and this machine runs on its battery, which slows it down: plug in the power supply."
     return None
 

@@ -14,7 +14,6 @@ from helpers.environment.facts import (
     Packages,
     Place,
     Platform,
-    Power,
     Python,
     Storage,
     Torch,
@@ -162,7 +161,6 @@ LINUX = Machine(
     memory=ram(24),
     storage=Storage((place("runs", "/course/runs"), place("cache", "/cache"), place("temp", "/tmp")), "/course"),
     files=ModelFiles(POCKET, GPT2),
-    power=Power(),
 )
 WINDOWS = on(
     LINUX,

@@ -8,7 +8,7 @@ The answers were worked out from the reference of failures, not taken from the d
 from dataclasses import dataclass, replace
 
 from helpers.display import GIB
-from helpers.environment.facts import Holder, Machine, ModelFiles, Platform, Power, Torch, Unread, Wsl
+from helpers.environment.facts import Holder, Machine, ModelFiles, Platform, Torch, Unread, Wsl
 from tests.environment.baselines import (
     CARD,
     CODES,
@@ -486,10 +486,10 @@ ticket("the power supply slows the card", on(LINUX, card={"slowed_by": ("the pow
        0, "gpu", "cu130", {"throttle_power": WARN}, r".* check the card's power supply and cables\.")
 ticket("the driver does not report what slows the card", on(WSL2, card={"slowed_by": None}),
        0, "gpu", "cu130", {"throttle_power": UNKNOWN})
-ticket("a laptop with a card, on battery", on(WINDOWS, power=Power(on_battery=True)),
+ticket("a laptop with a card, on battery", on(WINDOWS, on_battery=True),
        0, "gpu", "cu130", SPILLS | {"throttle_power": WARN}, CONTROL_PANEL,
        also={"throttle_power": r"Plug in the power supply, .*"})
-ticket("a laptop with a card, plugged in", on(LINUX, power=Power(on_battery=False)), 0, "gpu", "cu130", {})
+ticket("a laptop with a card, plugged in", on(LINUX, on_battery=False), 0, "gpu", "cu130", {})
 
 # ---- cards that are too old, switched off, of two kinds, or of another vendor
 
@@ -836,7 +836,6 @@ for _group, _unknown in (
     ("memory", ("ram_available",)),
     ("storage", ("disk_free", "paths")),
     ("files", ("disk_free", "tokenizer_and_model_files")),
-    ("power", ("throttle_power",)),
 ):
     ticket(f"{_group} cannot be read", on(LINUX, **{_group: unreadable()}),
            0, "gpu", "cu130", dict.fromkeys(_unknown, UNKNOWN))

@@ -75,11 +75,11 @@ def test_an_unreadable_fact_makes_its_check_unknown_with_the_cause():
 
 def test_an_entirely_unreadable_machine_still_gets_every_check():
     nothing = Unread("OSError: strange")
-    groups = "python platform packages torch nvml memory storage files power".split()
+    groups = "python platform packages torch nvml memory storage files".split()
     diagnosis = diagnosis_of(replace(LINUX, **dict.fromkeys(groups, nothing)))
     result = {check.id: check.status for check in diagnosis.checks}
     no_card = {"wsl_libcuda", "arch_covered", "gpu_identity", "vram_free", "other_processes"}  # no card is known
-    no_card.add("visible_devices")  # judged by the environment alone
+    no_card |= {"visible_devices", "throttle_power"}  # judged by plain values
     assert result == {name: "ok" if name in no_card else "unknown" for name in IDS}
     assert (diagnosis.exit_code, diagnosis.mode, diagnosis.card, diagnosis.wheel) == (0, "cpu", None, None)
 

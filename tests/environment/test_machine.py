@@ -12,7 +12,9 @@ from helpers.environment.diagnosis import RULES, diagnosis_of
 from helpers.environment.facts import GpuReading, Machine, Memory, Nvml, Torch, Unread
 from helpers.environment.machine import platform_kind, read_machine, read_memory
 
-GROUPS = [field.name for field in dataclasses.fields(Machine) if field.name not in ("quick", "env", "pid")]
+GROUPS = [
+    field.name for field in dataclasses.fields(Machine) if field.name not in ("quick", "env", "pid", "on_battery")
+]
 WSL_VERSION = "Linux version 5.15.153.1-microsoft-standard-WSL2 (root@1) (gcc 11) #1 SMP"
 
 
@@ -325,7 +327,7 @@ class TestPower:
     @pytest.mark.parametrize(
         ("files", "expected"),
         [
-            ({}, None),
+            ({}, False),
             ({f"{BATTERY}/type": "Battery\n", f"{BATTERY}/status": "Discharging\n"}, True),
             ({f"{BATTERY}/type": "Battery\n", f"{BATTERY}/status": "Charging\n"}, False),
             (
@@ -334,17 +336,17 @@ class TestPower:
                     f"{BATTERY}/status": "Discharging\n",
                     f"{BATTERY}/scope": "Device\n",
                 },
-                None,
+                False,
             ),
-            ({"/sys/class/power_supply/AC/type": "Mains\n", "/sys/class/power_supply/AC/online": "1\n"}, None),
+            ({"/sys/class/power_supply/AC/type": "Mains\n", "/sys/class/power_supply/AC/online": "1\n"}, False),
         ],
     )
     def test_a_battery_in_use_is_reported_and_a_mouses_battery_is_not(self, make_access, files, expected):
-        assert read_machine(make_access(files)).power.on_battery is expected
+        assert read_machine(make_access(files)).on_battery is bool(expected)
 
     @pytest.mark.parametrize("expected", [True, False, None])
     def test_other_systems_are_asked_directly(self, make_access, expected):
-        assert read_machine(make_access(system="Windows", on_battery=lambda: expected)).power.on_battery is expected
+        assert read_machine(make_access(system="Windows", on_battery=lambda: expected)).on_battery is bool(expected)
 
 
 class TestUnreadable:
@@ -362,13 +364,12 @@ class TestUnreadable:
         access = make_access({"/proc/version": WSL_VERSION}, **door)
         if group == "files":
             monkeypatch.setattr("helpers.environment.machine.read_model_files", broken)
-        if group in ("power", "wsl"):
-            folder = {"power": "/sys/class/power_supply", "wsl": "/var/lib/dpkg/info"}[group]
+        if group == "wsl":
             real = type(access).names
             monkeypatch.setattr(
                 type(access),
                 "names",
-                lambda self, where, what: broken() if where == folder else real(self, where, what),
+                lambda self, where, what: broken() if where == "/var/lib/dpkg/info" else real(self, where, what),
             )
         return access
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.environment import GIB, GpuReading, Nvml, read_machine
-from helpers.environment.facts import Power, Unread
+from helpers.environment.facts import Unread
 from helpers.training.run_files import read_history
 from helpers.training.slowness import SlownessWatch, slow_reason, slowdown
 from helpers.troubleshooting import explain
@@ -15,13 +15,13 @@ STEADY, THREE_TIMES, TWICE = [1.0] * 30, [1.0] * 25 + [3.5] * 5, [1.0] * 25 + [2
 
 @pytest.fixture(scope="module")
 def host():
-    return replace(read_machine(quick=True), power=Power(False))
+    return replace(read_machine(quick=True), on_battery=False)
 
 
 def machine(host, *, kind="Windows", free_gib=6.0, slowed_by=(), on_battery=False):
     card = GpuReading(0, "RTX 4070 Ti", total_bytes=12 * GIB, free_bytes=int(free_gib * GIB), slowed_by=slowed_by)
     platform = replace(host.platform, kind=kind)
-    return replace(host, platform=platform, nvml=Nvml("ok", driver="580.65", cards=(card,)), power=Power(on_battery))
+    return replace(host, platform=platform, nvml=Nvml("ok", driver="580.65", cards=(card,)), on_battery=on_battery)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_spilling_into_main_memory_is_blamed_only_on_windows_and_wsl2(host):
 
 
 def test_unreadable_facts_do_not_stop_training(host):
-    unread = replace(machine(host), platform=Unread("PermissionError"), power=Unread("OSError"))
+    unread = replace(machine(host), platform=Unread("PermissionError"))
     assert slow_reason(THREE_TIMES, unread) is None
 
 
