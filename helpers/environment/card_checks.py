@@ -122,19 +122,16 @@ def throttle_power(machine: Machine) -> Finding:
 def precision_choice(machine: Machine) -> Finding:
     """Report what `mixed_precision: auto` means here; warn if accelerate's variables override it for the worse."""
     torch, gpu = machine.torch, machine.gpu
-    precision = machine.env.get("ACCELERATE_MIXED_PRECISION", "auto").lower()
-    use_cpu = machine.env.get("ACCELERATE_USE_CPU", "false").lower()
     # compute capability 8.0 (Ampere) is the first with bf16; without a card, use what torch reports for the CPU
     bf16 = gpu.capability >= (8, 0) if gpu and gpu.capability else torch.bf16
     best = "bf16" if bf16 else "fp16" if gpu else "float32"
-    if use_cpu in ("1", "true", "yes") and gpu:
-        return _warn_of_override(machine, "use the CPU, although there is a card", "ACCELERATE_USE_CPU")
-    if precision == "fp16" and best != "fp16":
-        return _warn_of_override(machine, f"use fp16, but {best} is better here", "ACCELERATE_MIXED_PRECISION")
-    if precision == "bf16" and gpu and not bf16:
-        return _warn_of_override(machine, "use bf16, which this card only emulates", "ACCELERATE_MIXED_PRECISION")
-    return ok(f"mixed_precision: auto takes {best}" if bf16 is not None or gpu else "mixed_precision: auto")
-
-
-def _warn_of_override(machine: Machine, what: str, name: str) -> Finding:
-    return warn(f"accelerate is set to {what}", fixes.unset(machine, name))
+    if gpu and machine.env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return warn(
+            "accelerate is set to use the CPU, although there is a card", fixes.unset(machine, "ACCELERATE_USE_CPU")
+        )
+    if bf16 is None and not gpu:
+        return ok("mixed_precision: auto")
+    name = "ACCELERATE_MIXED_PRECISION"
+    if (chosen := machine.env.get(name, "").lower()) in ("bf16", "fp16") and chosen != best:
+        return warn(f"accelerate is set to use {chosen}, but {best} is better here", fixes.unset(machine, name))
+    return ok(f"mixed_precision: auto takes {best}")
