@@ -135,10 +135,10 @@ class Torch:
 
 @dataclass(frozen=True)
 class Packages:
-    """Versions by package: installed, required (floor, first version that is too new or None), pinned, and loaded."""
+    """Versions by package: installed, required (the oldest), pinned, and loaded."""
 
     installed: Mapping[str, str]
-    required: Mapping[str, tuple[str, str | None]]
+    required: Mapping[str, str]
     pinned: Mapping[str, str]
     loaded: Mapping[str, str]
 

@@ -76,16 +76,12 @@ def package_floor(machine: Machine) -> Finding:
     # a missing torch is reported by torch_build, with the right wheel
     missing = [name for name in packages.required if name not in packages.installed and name != "torch"]
     old, new = [], []
-    for name, (floor, ceiling) in packages.required.items():
-        if name not in packages.installed:
-            continue
-        version, tested = packages.installed[name], packages.pinned.get(name, "")
+    for name in filter(packages.installed.get, packages.required):
+        version, floor, tested = packages.installed[name], packages.required[name], packages.pinned.get(name)
         if version_number(version) < version_number(floor):
             old.append(f"{name} {version} is below {floor}")
-        elif (ceiling and version_number(version) >= version_number(ceiling)) or (
-            tested and version_number(version)[:1] > version_number(tested)[:1]
-        ):
-            new.append(f"{name} {version} is a newer major version than the tested {tested or ceiling}")
+        elif tested and version_number(version)[:1] > version_number(tested)[:1]:
+            new.append(f"{name} {version} is a newer major version than the tested {tested}")
     if missing or old:
         parts = [f"missing: {', '.join(missing)}"] if missing else []
         return fail("; ".join(parts + old), fixes.install_project(machine))

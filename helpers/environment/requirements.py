@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, requires
 
 from helpers.environment.access import Access
 from helpers.environment.facts import Packages
 
 PYTHONS = ((3, 11), (3, 14))  # the oldest and the newest that the course is tested with
 
-_DISTRIBUTION = "gpt2-course"
 _LOADED = ("torch", "transformers", "datasets", "accelerate", "numpy", "tokenizers")  # what a stale kernel breaks
 _ALSO_REPORTED = ("nvidia-ml-py", "pynvml", "tokenizers", "helpers")
 
@@ -34,27 +32,15 @@ def read_loaded(access: Access) -> dict[str, str]:
     return {name: str(version) for name, version in versions.items() if version}
 
 
-def _required(access: Access) -> dict[str, tuple[str, str | None]]:
-    """Return name -> (floor, first version that is too new) from pyproject.toml, else from the installed project.
+def _required(access: Access) -> dict[str, str]:
+    """Return name -> oldest version from pyproject.toml; empty if the course was installed from a wheel.
 
     It uses regular expressions, because a bare Python 3.10 has neither `tomllib` nor `packaging`.
     """
     path = access.project / "pyproject.toml"
-    if path.is_file():
-        block = re.search(r"^dependencies = \[\n(.*?)^\]", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-        lines = re.findall(r'"([^"]+)"', block[1]) if block else []
-    else:
-        try:
-            lines = [line for line in requires(_DISTRIBUTION) or [] if "extra ==" not in line]
-        except PackageNotFoundError:
-            lines = []
-    required = {}
-    for line in lines:
-        name = re.match(r"[\w.-]+", line)
-        floor, ceiling = re.search(r">=\s*([\d.]+)", line), re.search(r"<\s*([\d.]+)", line)
-        if name:
-            required[name[0]] = (floor[1] if floor else "0", ceiling[1] if ceiling else None)
-    return required
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    block = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    return dict(re.findall(r'"([\w.-]+)>=([\d.]+)', block[1])) if block else {}
 
 
 def pins(access: Access) -> dict[str, str]:

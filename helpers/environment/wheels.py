@@ -120,7 +120,7 @@ def _keep_installed(machine: Machine) -> tuple[str, str, str] | None:
     torch, packages = machine.torch, machine.packages
     if not torch or torch.state not in ("ok", "quick"):
         return None
-    floor = packages.required.get("torch", ("0", None))[0] if packages else "0"
+    floor = packages.required.get("torch", "0") if packages else "0"
     if version_number(torch.version) < version_number(floor):
         return None
     tag = build_of(torch.version)
