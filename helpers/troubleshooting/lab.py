@@ -10,7 +10,6 @@ import tempfile
 import timeit
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -148,22 +147,8 @@ def measure_product(precision: str) -> float:
     return max(speeds)
 
 
-@dataclass(frozen=True)
-class ChildResult:
-    """How a child process ended: its return code and everything it printed."""
-
-    returncode: int
-    output: str
-
-    @property
-    def last_line(self) -> str:
-        """The last line of the output; in a traceback this is the error."""
-        lines = self.output.strip().splitlines()
-        return lines[-1] if lines else ""
-
-
-def run_in_child(source: str, *, setup: str = "", extra_bytes: int | None = None) -> ChildResult:
-    """Run Python source in a child process with torch imported and, on request, limited memory.
+def run_in_child(source: str, *, setup: str = "", extra_bytes: int | None = None) -> list[str]:
+    """Run Python source in a child process with torch imported; return the lines it prints, those about an error last.
 
     Args:
         source: Python code; it can use `torch`.
@@ -186,7 +171,7 @@ def run_in_child(source: str, *, setup: str = "", extra_bytes: int | None = None
         timeout=_CHILD_SECONDS,
         check=False,
     )
-    return ChildResult(child.returncode, child.stdout + child.stderr)
+    return (child.stdout + child.stderr).splitlines()
 
 
 def write_notebook(path: Path, cells: Sequence[str], *, tags: Sequence[str] = ()) -> None:
