@@ -45,7 +45,6 @@ class Cause:
     fix: str
     evidence: tuple[str, ...]
     certainty: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _cause(failure: KnownFailure, evidence: list[Evidence], machine: Machine | N
     full = tuple(quote for quote in quotes if not any(quote.lstrip("…") in other for other in quotes.keys() - {quote}))
     certainty = _CERTAINTY[evidence[0].weight]
     fix = failure.fix_on(machine)
-    return Cause(failure.id, failure.title, failure.cause, fix, full[:_MAX_QUOTES], certainty, failure.source)
+    return Cause(failure.id, failure.title, failure.cause, fix, full[:_MAX_QUOTES], certainty)
 
 
 def _headline(reading: Reading) -> str:
@@ -218,14 +217,14 @@ def _add_next_steps(explanation: Explanation, reading: Reading, ids: set[str], m
             explanation, ruled_out=excluded, kind=kind, next_steps=(run, "The whole log, not its last rows.")
         )
     kind, decisive = kind_of(reading), _decisive_line(reading)
-    name = "prose, and not what a program printed" if reading.is_prose else kind.name
+    name = "prose, and not what a program printed" if reading.is_prose else kind["name"]
     return replace(
         explanation,
         ruled_out=excluded,
         where=_own_line(reading),
-        kind=name if reading.errors or reading.is_prose or decisive or kind.pattern else "",
+        kind=name if reading.errors or reading.is_prose or decisive or kind["pattern"] else "",
         decisive=decisive,
-        next_steps=(fill(kind.run, machine), fill(kind.paste, machine)),
+        next_steps=(fill(kind["run"], machine), fill(kind["paste"], machine)),
     )
 
 

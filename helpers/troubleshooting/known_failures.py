@@ -97,21 +97,10 @@ def read_failures() -> dict[str, KnownFailure]:
     return failures
 
 
-@dataclass(frozen=True)
-class TextKind:
-    """A kind of text in which no failure is recognised, with the two most useful next steps."""
-
-    name: str
-    pattern: str
-    run: str
-    paste: str
-
-
-def kind_of(reading: Reading) -> TextKind:
-    """Return the kind of a text: the first one in `failures.yaml` whose pattern matches."""
+def kind_of(reading: Reading) -> dict[str, str]:
+    """Return the first kind of text in `failures.yaml` whose pattern matches: its `name`, `pattern`, `run`, `paste`."""
     text = "\n".join(reading.lines or reading.errors)
-    kinds = (TextKind(**entry) for entry in _content()["kinds"])
-    return next(kind for kind in kinds if re.search(kind.pattern, text, re.MULTILINE))
+    return next(kind for kind in _content()["kinds"] if re.search(kind["pattern"], text, re.MULTILINE))
 
 
 def ruled_out(reading: Reading, ids: set[str]) -> list[str]:
