@@ -11,11 +11,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
 
-from helpers.display import BLUE, GIB, allows_input, notebook_kernel, printable, size_text
+from helpers.display import GIB, allows_input, notebook_kernel, printable, size_text
 from helpers.environment.facts import GpuReading, in_cuda_order, visible
 from helpers.environment.machine import read_memory
 from helpers.environment.nvml import read_nvml
@@ -67,19 +67,6 @@ class History(deque):
         """Return one row per sample: `seconds`, `memory_gib`, `utilisation_percent` and more; see `Sample.row`."""
         return [each.row() for each in list(self)]  # a copy: the monitor's thread keeps appending
 
-    def quantities(self) -> Iterator[tuple[str, str, float, list[tuple[float, float]]]]:
-        """Yield title, unit, top of the scale, and points (seconds, value), of each quantity that is known."""
-        rows, last = self.rows(), self[-1].reading
-        for name, title, unit, limit in (
-            ("memory_gib", "memory", "GiB", (last.total_bytes or 0) / GIB),
-            ("utilisation_percent", "load", "%", 100),
-            ("power_watts", "power", "W", last.power_limit_watts),
-            ("temperature_celsius", "temperature", "°C", 100),
-        ):
-            points = [(row["seconds"], row[name]) for row in rows if row[name] is not None]
-            if points:
-                yield title, unit, limit or max(value for _, value in points) or 1, points
-
 
 def sparkline(values: list[float], highest: float) -> str:
     """Return a line of small bars.
@@ -91,48 +78,31 @@ def sparkline(values: list[float], highest: float) -> str:
     return "".join(_BARS[max(0, min(top, round(top * value / highest)))] for value in values)
 
 
-def text(history: History, *, width: int = 30) -> str:
+def text(history: History, *, width: int = 60) -> str:
     """Return the last sample and the history as lines of text, with at most `width` bars per line."""
-    last = history[-1].reading
+    last, rows = history[-1].reading, history.rows()
     lines = [printable(last.name)]
-    for title, unit, highest, points in history.quantities():
-        values = [value for _, value in points[-width:]]
-        has_decimals = unit in ("GiB", "W")
-        number = f"{values[-1]:.1f} of {highest:.1f} {unit}" if has_decimals else f"{values[-1]:.0f} {unit}"
-        lines.append(f"  {title:12}{number:20}{sparkline(values, highest)}")
+    for name, title, unit, limit in (
+        ("memory_gib", "memory", "GiB", (last.total_bytes or 0) / GIB),
+        ("utilisation_percent", "load", "%", 100),
+        ("power_watts", "power", "W", last.power_limit_watts),
+        ("temperature_celsius", "temperature", "°C", 100),
+    ):
+        values = [row[name] for row in rows if row[name] is not None]
+        if values:
+            highest = limit or max(values) or 1
+            has_decimals = unit in ("GiB", "W")
+            number = f"{values[-1]:.1f} of {highest:.1f} {unit}" if has_decimals else f"{values[-1]:.0f} {unit}"
+            lines.append(f"  {title:12}{number:20}{sparkline(values[-width:], highest)}")
     for holder in last.holders:
         size = "" if holder.used_bytes is None else size_text(holder.used_bytes)
         lines.append(f"  process {holder.pid:<10}{size:10}{printable(holder.name)}")
     return "\n".join(lines)
 
 
-def svg(history: History) -> str:
-    """Return the history as an SVG in the page's own colours, and the processes as a list; everything is escaped."""
-    last, holders = history[-1].reading, ""
-    panels = [_panel(points, f"{title}, {unit}", highest) for title, unit, highest, points in history.quantities()]
-    for holder in last.holders:
-        size = "size not known" if holder.used_bytes is None else size_text(holder.used_bytes)
-        holders += f"<li>process {holder.pid}, {escape(holder.name)}: {size}</li>"
-    processes = f"<ul>{holders}</ul>" if holders else ""
-    return f"<div style='color:inherit'><b>{escape(last.name)}</b><br>{''.join(panels)}{processes}</div>"
-
-
-def _panel(points: list[tuple[float, float]], title: str, highest: float) -> str:
-    """Draw one quantity over time, with 0 at the bottom of the frame and `highest` at the top."""
-    start, end = points[0][0], points[-1][0]
-    span = (end - start) or 1
-    line = [f"{34 + 180 * (x - start) / span:.1f},{72 - 50 * min(1, y / highest):.1f}" for x, y in points]
-    last_x, last_y = line[-1].split(",")
-    label = f"{title}: {points[-1][1]:.1f} of {highest:.0f}"
-    return (  # the spaces separate the texts, which are all that JupyterLab keeps of a picture in an untrusted notebook
-        f"<svg width='230' height='92' role='img' aria-label='{escape(label)}' fill='currentColor' font-size='10'>"
-        f"<text x='34' y='12'>{escape(label)}</text> "
-        f"<text x='30' y='26' text-anchor='end'>{highest:.0f}</text> <text x='30' y='74' text-anchor='end'>0</text> "
-        "<rect x='34' y='22' width='180' height='50' fill='none' stroke='currentColor' stroke-opacity='0.4'/>"
-        f"<polyline points='{' '.join(line)}' fill='none' stroke='{BLUE}' stroke-width='2'/>"
-        f"<circle cx='{last_x}' cy='{last_y}' r='2.5' fill='{BLUE}'/>"
-        f"<text x='214' y='86' text-anchor='end'>last {end - start:.0f} seconds</text> </svg>"
-    )
+def page(history: History) -> str:
+    """Return the text for a notebook, in the page's own colours, with everything escaped."""
+    return f"<pre>{escape(text(history))}</pre>"
 
 
 class Monitor:
@@ -160,7 +130,7 @@ class Monitor:
 
         self.stop()
         self._stop.clear()
-        self._widget = ipywidgets.HTML(svg(self.history))
+        self._widget = ipywidgets.HTML(page(self.history))
         self._thread = threading.Thread(target=self._run, args=(seconds,), name="monitor", daemon=True)
         self._thread.start()
 
@@ -168,7 +138,7 @@ class Monitor:
         ends = time.monotonic() + seconds
         while not self._stop.wait(self._interval) and time.monotonic() < ends:
             self.update()
-            self._widget.value = svg(self.history)
+            self._widget.value = page(self.history)
 
     def stop(self) -> None:
         """Stop reading; the last reading stays on the page."""
@@ -177,7 +147,7 @@ class Monitor:
             self._thread.join(_LIMIT_SECONDS + self._interval)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        still = {"text/html": svg(self.history), "text/plain": text(self.history)}
+        still = {"text/html": page(self.history), "text/plain": text(self.history)}
         if self._widget is None:
             return still
         bundle = self._widget._repr_mimebundle_(**options)
