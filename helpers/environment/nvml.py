@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from helpers.display import MIB
@@ -151,8 +150,6 @@ def _query_card(nvml: Any, index: int) -> dict[str, Any]:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     except Exception as error:  # noqa: BLE001 (whatever one card raises, the others are still queried)
         return {"index": index, "error": f"{type(error).__name__}: {error}"}
-    reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)  # older nvidia-ml-py: only the next
-    reasons = reasons or getattr(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", None)
     return {
         "index": index,
         "name": _text(_try(nvml.nvmlDeviceGetName, handle)),
@@ -166,7 +163,7 @@ def _query_card(nvml: Any, index: int) -> dict[str, Any]:
         "power_watts": _try(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
         "power_limit_watts": _try(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
         "temperature_celsius": _try(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-        "reasons": _try(reasons, handle) if reasons else None,
+        "reasons": _try(lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
     }
 
 
@@ -176,16 +173,10 @@ def _query_holders(nvml: Any, index: int) -> list[dict[str, Any]]:
     holders: dict[int, dict[str, Any]] = {}
     for function in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
         for process in _try(function, handle) or []:
-            name = _text(_try(nvml.nvmlSystemGetProcessName, process.pid)) or _name_of(process.pid)
+            name = _text(_try(nvml.nvmlSystemGetProcessName, process.pid))
             used = process.usedGpuMemory or holders.get(process.pid, {}).get("used_bytes")
             holders[process.pid] = {"pid": process.pid, "name": name, "used_bytes": used}
     return list(holders.values())
-
-
-def _name_of(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    return ""
 
 
 def _probe_smi(report: Callable[..., None]) -> None:
