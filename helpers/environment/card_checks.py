@@ -114,7 +114,7 @@ def throttle_power(machine: Machine) -> Finding:
     if gpu.slowed_by is None:
         return unknown("the driver does not say what slows the card")
     if gpu.slowed_by:
-        return warn(f"slowed by {', '.join(gpu.slowed_by)}", fixes.relieve_card(gpu.slowed_by))
+        return warn(f"slowed by {', '.join(gpu.slowed_by)}", fixes.RELIEVE_CARD)
     return ok("nothing slows the card")
 
 

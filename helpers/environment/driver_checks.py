@@ -167,7 +167,7 @@ def _judge_missing_driver(machine: Machine) -> Finding:
     if not machine.platform.nvidia_on_bus:
         return ok("no NVIDIA driver and no NVIDIA card: CPU course mode")
     if container_lacks_card(machine):
-        return warn("there is an NVIDIA card, but this container has no access to it", fixes.give_card(machine))
+        return warn("there is an NVIDIA card, but this container has no access to it", fixes.GIVE_CARD)
     return fail("an NVIDIA card without a driver", fixes.update_driver(machine))
 
 
@@ -179,7 +179,7 @@ def _judge_unloaded_driver(machine: Machine, reading: str) -> Finding:
     if "NoPermission" in machine.nvml.cause:
         return fail(reading, "Let this user read /dev/nvidia*: sudo usermod -aG video $USER ; then log in again.")
     if container_lacks_card(machine):
-        return warn(reading, fixes.give_card(machine))
+        return warn(reading, fixes.GIVE_CARD)
     on_linux = machine.platform.kind == "Linux"
     if on_linux and not machine.platform.nvidia_on_bus:
         return warn(f"{reading}; and there is no NVIDIA card", _advise_without_card(machine))

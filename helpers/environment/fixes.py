@@ -1,7 +1,5 @@
 """The exact commands that fix a problem on a platform: Linux, Windows, WSL2 or a container; pip or conda."""
 
-from collections.abc import Sequence
-
 from helpers.environment.facts import Machine
 from helpers.environment.wheels import DRIVERS, NO_WHEEL, expects_gpu, python_command, triton_for_windows, wheel_advice
 
@@ -18,6 +16,14 @@ PURGE_LINUX_DRIVER = (  # from a WSL2 distribution: the driver belongs on Window
     f"Windows ({DRIVERS}), and in PowerShell: wsl --update ; wsl --shutdown"
 )
 _POWERSHELL = ("$env:", "Remove-Item", "Stop-Process", "& '")
+GIVE_CARD = (
+    "docker run --gpus all ... or podman run --device nvidia.com/gpu=all ... (both need nvidia-container-toolkit); in "
+    "Kubernetes ask for a card in the pod's resources: limits: nvidia.com/gpu: 1"
+)
+RELIEVE_CARD = (  # more power would make a hot card hotter
+    "If it is hot, improve the airflow and clean its fans; else raise its power limit, choose the performance mode of "
+    "a laptop, and check the power supply and its cables."
+)
 WSL_MEMORY = (
     "In %UserProfile%\\.wslconfig (UTF-8) write two lines, [wsl2] and memory=12GB (or more); "
     "then in PowerShell: wsl --shutdown"
@@ -86,16 +92,6 @@ def install_project(machine: Machine) -> str:
     return f"{python_command(machine)} -m helpers install --here ; then {RESTART}."
 
 
-def give_card(machine: Machine) -> str:
-    """Return how to give a container the card of its machine."""
-    container = machine.platform.container
-    if "containerenv" in container or "podman" in container:
-        return "podman run --device nvidia.com/gpu=all ... (needs nvidia-container-toolkit: nvidia-ctk cdi generate)"
-    if "KUBERNETES" in container:
-        return "Ask for a card in the pod's resources: limits: nvidia.com/gpu: 1"
-    return "docker run --gpus all ... (needs nvidia-container-toolkit)"
-
-
 def update_driver(machine: Machine) -> str:
     """Return how to install or update the driver on this system."""
     kind = machine.platform.kind
@@ -128,15 +124,6 @@ def reload_uvm(machine: Machine) -> str:
     if machine.platform.kind != "Linux" or machine.platform.container:
         return reboot(machine)
     return "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm ; if that fails: sudo reboot"
-
-
-def relieve_card(slowed_by: Sequence[str]) -> str:
-    """Return what helps a card that is slowed down; heat comes first, because more power would make it hotter."""
-    if any("temperature" in reason for reason in slowed_by):
-        return "Improve the airflow, and clean the card's fans and vents."
-    if "its power limit" in slowed_by:
-        return "Raise the card's power limit; in a laptop choose the performance mode."
-    return "Improve the airflow, and check the card's power supply and cables."
 
 
 def make_venv(machine: Machine) -> str:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from helpers.environment import Machine, read_machine
-from helpers.environment.fixes import relieve_card
+from helpers.environment.fixes import RELIEVE_CARD
 from helpers.environment.wheels import windows_driver
 from helpers.training.callbacks import StepTimer
 from helpers.training.run_files import HistoryFile
@@ -34,7 +34,7 @@ def slow_reason(seconds: Sequence[float], machine: Machine) -> str | None:
                 "factor, or set CUDA - Sysmem Fallback Policy to Prefer No Sysmem Fallback in the NVIDIA Control Panel."
             )
     if gpu and gpu.slowed_by:
-        return f"{text} and the card is slowed by {', '.join(gpu.slowed_by)}. {relieve_card(gpu.slowed_by)}"
+        return f"{text} and the card is slowed by {', '.join(gpu.slowed_by)}. {RELIEVE_CARD}"
     if machine.on_battery:
         return f"{text} and this machine runs on its battery, which slows it down: plug in the power supply."
     return None

@@ -135,10 +135,6 @@ ticket("WSL2 on a Windows without an NVIDIA card",
        0, "cpu", "cpu", {"torch_build": WARN}, NOTHING)
 NOT_GIVEN = on(CONTAINER, torch=blind(), nvml=silent("absent", "no NVML library"))
 ticket("docker run without --gpus", NOT_GIVEN, 0, "cpu", "cpu", {"nvml_alive": WARN}, r"docker run --gpus all .*")
-ticket("podman run without its --device", on(NOT_GIVEN, platform={"container": "/run/.containerenv"}),
-       0, "cpu", "cpu", {"nvml_alive": WARN}, r"podman run --device nvidia\.com/gpu=all .*")
-ticket("a pod that requested no card", on(NOT_GIVEN, platform={"container": "KUBERNETES_SERVICE_HOST"}),
-       0, "cpu", "cpu", {"nvml_alive": WARN}, r"Ask for a card in the pod's resources: limits: nvidia\.com/gpu: 1")
 ticket("a container with the driver's library baked in, and no card",
        on(NOT_GIVEN, nvml=silent("error", "NVMLError_DriverNotLoaded: Driver Not Loaded")),
        0, "cpu", "cpu", {"nvml_alive": WARN}, r"docker run --gpus all .*")
@@ -476,14 +472,11 @@ ticket("the only card is lost",
        on(LINUX, torch=blind(), nvml={"state": "error", "cause": LOST.error, "cards": (LOST,)}),
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, r"sudo reboot")
 ticket("the card is too hot", on(LINUX, card={"slowed_by": ("its temperature",)}),
-       0, "gpu", "cu130", {"throttle_power": WARN}, r"Improve the airflow, .*")
-ticket("a power limit also slows the card that is too hot",
-       on(LINUX, card={"slowed_by": ("its power limit", "its temperature (hardware)")}),
-       0, "gpu", "cu130", {"throttle_power": WARN}, r"Improve the airflow, and clean the card's fans and vents\.")
+       0, "gpu", "cu130", {"throttle_power": WARN}, r"If it is hot, .*")
 ticket("the card is at its power limit", on(LINUX, card={"slowed_by": ("its power limit",)}),
-       0, "gpu", "cu130", {"throttle_power": WARN}, r"Raise the card's power limit; .*")
+       0, "gpu", "cu130", {"throttle_power": WARN}, r"If it is hot, .*")
 ticket("the power supply slows the card", on(LINUX, card={"slowed_by": ("the power supply",)}),
-       0, "gpu", "cu130", {"throttle_power": WARN}, r".* check the card's power supply and cables\.")
+       0, "gpu", "cu130", {"throttle_power": WARN}, r"If it is hot, .* check the power supply and its cables\.")
 ticket("the driver does not report what slows the card", on(WSL2, card={"slowed_by": None}),
        0, "gpu", "cu130", {"throttle_power": UNKNOWN})
 ticket("a laptop with a card, on battery", on(WINDOWS, on_battery=True),

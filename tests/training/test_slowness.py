@@ -28,8 +28,8 @@ def machine(host, *, kind="Windows", free_gib=6.0, slowed_by=(), on_battery=Fals
     ("seconds", "state", "words"),
     [
         (THREE_TIMES, {"free_gib": 0.1}, r"3\.5 times as long .* 99% of the card's memory .*Sysmem Fallback"),
-        (THREE_TIMES, {"slowed_by": ("its temperature",)}, r"slowed by its temperature\. Improve the airflow"),
-        (TWICE, {"free_gib": 0.1, "slowed_by": ("its power limit",)}, r"2\.0 times .* its power limit\. Raise"),
+        (THREE_TIMES, {"slowed_by": ("its temperature",)}, r"slowed by its temperature\. If it is hot, improve"),
+        (TWICE, {"free_gib": 0.1, "slowed_by": ("its power limit",)}, r"2\.0 times .* its power limit\. If it is hot"),
         (TWICE, {"on_battery": True}, r"runs on its battery, .*: plug in the power supply\."),
     ],
 )
