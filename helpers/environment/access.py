@@ -75,11 +75,6 @@ class Access:
         cache = self.env.get("XDG_CACHE_HOME") or (home / ".cache" if home else None)
         return Path(cache) / "huggingface" if cache else None
 
-    def temp(self) -> Path:
-        """Return the folder for temporary files, without `tempfile.gettempdir`, which writes test files to find it."""
-        named = [self.env[name] for name in ("TMPDIR", "TEMP", "TMP") if self.env.get(name)]
-        return Path(named[0] if named else "/tmp")  # noqa: S108 (looked at, not written to)
-
     def version_of(self, name: str) -> str | None:
         """Return the installed version of a distribution, or None."""
         try:

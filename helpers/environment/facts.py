@@ -153,7 +153,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder the course writes to: `role` is 'runs', 'cache' or 'temp'; `path` may not exist yet."""
+    """A folder the course writes to: `role` is 'runs' or 'cache'; `path` may not exist yet."""
 
     role: str
     path: str

@@ -11,14 +11,13 @@ from helpers.environment.rules import Finding, fail, ok, rule, warn
 CHECKPOINT_BYTES = 1_600_000_000  # GPT-2's weights and AdamW's two averages in float32, and a little more
 CHECKPOINTS_KEPT = 2  # the default of save_total_limit; one more is written before the oldest is deleted
 DOWNLOAD_BYTES = 600_000_000  # GPT-2's files, in the Hub's cache
-_TEMP_BYTES = 100_000_000
+_VARIABLES = {"runs": "COURSE_RUNS", "cache": "HF_HOME"}  # each moves a place
 _LONGEST_ENDING = {  # characters that libraries append to the path of a place
     "runs": len("/some-run-of-mine/checkpoints/checkpoint-100000/model.safetensors"),
     "cache": len(f"/hub/models--{GPT2.replace('/', '--')}/snapshots/") + 40 + len("/tokenizer_config.json.incomplete"),
-    "temp": 40,
 }
 _LONGEST_PATH = 200  # Windows stops at 260
-_SHORT_PATHS = {"runs": "C:\\runs", "cache": "C:\\hf", "temp": "C:\\temp"}
+_SHORT_PATHS = {"runs": "C:\\runs", "cache": "C:\\hf"}
 
 
 @rule("If main memory runs out, the kernel dies without a message, most often while text is turned into tokens.")
@@ -56,7 +55,6 @@ def _shortages(machine: Machine, *, gpt2: bool) -> list[str]:
     needs = {
         "runs": (CHECKPOINTS_KEPT + 1) * (CHECKPOINT_BYTES if gpt2 else 4 * files.pocket.bytes),
         "cache": DOWNLOAD_BYTES if gpt2 and files.gpt2 is None else 0,
-        "temp": _TEMP_BYTES,
     }
     phrases = []
     for disk in dict.fromkeys(place.disk for place in machine.storage.places):
@@ -72,13 +70,7 @@ def _list_places(places: list[Place]) -> str:
 
 
 def _advise_moving(machine: Machine, place: Place) -> str:
-    return fixes.set_variables(machine, **{_variable(machine, place.role): "<a folder you may write to>"})
-
-
-def _variable(machine: Machine, role: str) -> str:
-    """Return the environment variable that moves a place."""
-    temp = "TEMP" if machine.platform.kind == "Windows" else "TMPDIR"
-    return {"runs": "COURSE_RUNS", "cache": "HF_HOME", "temp": temp}[role]
+    return fixes.set_variables(machine, **{_VARIABLES[place.role]: "<a folder you may write to>"})
 
 
 def _advise_freeing_space(machine: Machine) -> str:
@@ -106,7 +98,7 @@ def paths(machine: Machine) -> Finding:
     longest, deepest = max((len(place.path) + _LONGEST_ENDING[place.role], place.role) for place in storage.places)
     if kind == "Windows" and longest > _LONGEST_PATH and not storage.long_paths:
         reading = f"paths of {longest} characters, and Windows' long paths are off"
-        shorter = fixes.set_variables(machine, **{_variable(machine, deepest): _SHORT_PATHS[deepest]})
+        shorter = fixes.set_variables(machine, **{_VARIABLES[deepest]: _SHORT_PATHS[deepest]})
         return warn(reading, f"{shorter} Or enable long paths: {fixes.LONG_PATHS}")
     return ok(f"longest planned path: {longest} characters")
 

@@ -159,7 +159,7 @@ LINUX = Machine(
     env={},
     pid=100,
     memory=ram(24),
-    storage=Storage((place("runs", "/course/runs"), place("cache", "/cache"), place("temp", "/tmp")), "/course"),
+    storage=Storage((place("runs", "/course/runs"), place("cache", "/cache")), "/course"),
     files=ModelFiles(POCKET, GPT2),
 )
 WINDOWS = on(
@@ -173,9 +173,7 @@ WINDOWS = on(
     ),
     platform=Platform("Windows", "11", "AMD64"),
     nvml={"driver": "581.42"},
-    storage=Storage(
-        (place("runs", "C:\\course\\runs"), place("cache", "C:\\hf"), place("temp", "C:\\Temp")), "C:\\course", False
-    ),
+    storage=Storage((place("runs", "C:\\course\\runs"), place("cache", "C:\\hf")), "C:\\course", False),
 )
 WSL2 = on(
     LINUX,

@@ -624,7 +624,7 @@ ticket("5 GB free is enough for three checkpoints of a downloaded GPT-2", on(LIN
        0, "gpu", "cu130", {})
 ticket("5 GB free is too little to download it", on(LINUX, storage=disk(5, LINUX), files=ModelFiles(POCKET, None)),
        1, "gpu", "cu130", {"disk_free": FAIL}, ELSEWHERE)
-TWO_DISKS = (place("runs", "/course/runs", 5), place("cache", "/cache", 5, "2"), place("temp", "/tmp", 5))
+TWO_DISKS = (place("runs", "/course/runs", 5), place("cache", "/cache", 5, "2"))
 ticket("5 GB free is enough for all on two disks",
        on(LINUX, files=ModelFiles(POCKET, None), storage={"places": TWO_DISKS}),
        0, "gpu", "cu130", {})
@@ -636,17 +636,13 @@ READ_ONLY = (place("runs", "/course/runs", writable=False), *LINUX.storage.place
 ticket("a read-only disk", on(LAPTOP, storage={"places": READ_ONLY}),
        1, "cpu", "cpu", {"torch_build": WARN, "disk_free": FAIL},
        rf"export COURSE_RUNS=<a folder you may write to> ; {RESTART_SHELL}")
-LOCKED_CACHE = (LINUX.storage.places[0], place("cache", "/cache", writable=False), LINUX.storage.places[2])
+LOCKED_CACHE = (LINUX.storage.places[0], place("cache", "/cache", writable=False))
 ticket("a read-only cache: GPT-2 cannot be downloaded", on(LINUX, storage={"places": LOCKED_CACHE}),
        1, "gpu", "cu130", {"disk_free": FAIL}, rf"export HF_HOME=<a folder you may write to> ; {RESTART_SHELL}")
 ticket("a read-only cache: the pocket model needs none", on(LAPTOP, storage={"places": LOCKED_CACHE}),
        0, "cpu", "cpu", {"torch_build": WARN, "disk_free": WARN}, NOTHING)
-LOCKED_TEMP = (*WINDOWS.storage.places[:2], place("temp", "C:\\Temp", writable=False))
-ticket("a read-only temporary folder on Windows", on(WINDOWS, storage={"places": LOCKED_TEMP}),
-       1, "gpu", "cu130", SPILLS | {"disk_free": FAIL},
-       rf"\$env:TEMP = '<a folder you may write to>' ; {RESTART_SHELL}")
 OWN_CACHE = rf"export HF_HOME=<a folder of yours> ; {RESTART_SHELL}"
-NO_CACHE = (LINUX.storage.places[0], LINUX.storage.places[2])
+NO_CACHE = LINUX.storage.places[:1]
 ticket("no home folder", on(CONTAINER, storage={"places": NO_CACHE}), 0, "gpu", "cu130", {"paths": WARN}, OWN_CACHE)
 ticket("the project is in OneDrive", on(WINDOWS, storage={"project": "C:\\Ada\\OneDrive\\course"}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
@@ -667,7 +663,7 @@ LONG = (place("runs", "C:\\" + "long-folder\\" * 14), *WINDOWS.storage.places[1:
 ticket("long paths on Windows (E24)", on(WINDOWS, storage={"places": LONG}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
        also={"paths": rf"\$env:COURSE_RUNS = 'C:\\runs' {LONG_PATHS}"})
-LONG_CACHE = (WINDOWS.storage.places[0], place("cache", "C:\\" + "long-folder\\" * 14), WINDOWS.storage.places[2])
+LONG_CACHE = (WINDOWS.storage.places[0], place("cache", "C:\\" + "long-folder\\" * 14))
 ticket("long paths on Windows, in the Hub's cache (E24)", on(WINDOWS, storage={"places": LONG_CACHE}),
        0, "gpu", "cu130", SPILLS | {"paths": WARN}, CONTROL_PANEL,
        also={"paths": rf"\$env:HF_HOME = 'C:\\hf' {LONG_PATHS}"})

@@ -72,14 +72,6 @@ def test_home_is_none_for_a_user_without_one(make_access, error):
     assert make_access(env={}, home_of_user=unknown_user).home() is None
 
 
-@pytest.mark.parametrize(
-    ("env", "temp"),
-    [({}, "/tmp"), ({"TMPDIR": "/a", "TEMP": "/b"}, "/a"), ({"TMPDIR": "", "TEMP": "/b"}, "/b"), ({"TMP": "/c"}, "/c")],
-)
-def test_the_temporary_folder_is_read_from_the_environment(make_access, env, temp):
-    assert make_access(env=env).temp() == Path(temp)
-
-
 def test_version_of_returns_the_installed_version_or_none():
     import pydantic
 

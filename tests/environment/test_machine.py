@@ -258,16 +258,15 @@ class TestProcess:
 class TestStorage:
     def test_each_place_is_read_with_the_disk_it_will_be_on(self, make_access, tmp_path):
         queried = []
-        env = {"HOME": str(tmp_path / "me"), "TMPDIR": str(tmp_path), "COURSE_RUNS": str(tmp_path / "a/b/c")}
+        env = {"HOME": str(tmp_path / "me"), "COURSE_RUNS": str(tmp_path / "a/b/c")}
         storage = read_machine(
             make_access(env=env, space=lambda folder: queried.append(folder) or (7, "d", True))
         ).storage
         assert [(place.role, place.path) for place in storage.places] == [
             ("runs", str(tmp_path / "a/b/c")),
             ("cache", str(tmp_path / "me/.cache/huggingface")),
-            ("temp", str(tmp_path)),
         ]
-        assert queried == [tmp_path, tmp_path / "me", tmp_path]
+        assert queried == [tmp_path, tmp_path / "me"]
 
     @pytest.mark.parametrize(
         ("env", "cache"),
@@ -285,13 +284,13 @@ class TestStorage:
             raise RuntimeError("Could not determine home directory.")
 
         machine = read_machine(make_access(env={}, home_of_user=unknown_user))
-        assert [place.role for place in machine.storage.places] == ["runs", "temp"]
+        assert [place.role for place in machine.storage.places] == ["runs"]
         check = diagnosis_of(machine).check("paths")
         assert (check.status, "no home folder" in check.reading) == ("warn", True)
 
     def test_a_read_only_disk_is_reported(self, make_access):
         machine = read_machine(make_access(space=lambda folder: (100 * GIB, "disk", False)))
-        assert [place.writable for place in machine.storage.places] == [False] * 3
+        assert [place.writable for place in machine.storage.places] == [False] * 2
         check = diagnosis_of(machine).check("disk_free")
         assert (check.status, "cannot be written" in check.reading) == ("fail", True)
 
@@ -308,12 +307,12 @@ class TestStorage:
         monkeypatch.setattr(Path, "exists", exists)
         env = {"COURSE_RUNS": str(locked / "inner/runs")}
         access = make_access(env=env, space=lambda folder: (GIB, "disk", folder != locked))
-        assert [place.writable for place in read_machine(access).storage.places] == [False, True, True]
+        assert [place.writable for place in read_machine(access).storage.places] == [False, True]
 
     def test_a_file_in_place_of_the_folder_is_not_writable(self, make_access, tmp_path):
         (tmp_path / "runs").touch()
         access = make_access(env={"COURSE_RUNS": str(tmp_path / "runs")}, space=lambda folder: (GIB, "disk", True))
-        assert [place.writable for place in read_machine(access).storage.places] == [False, True, True]
+        assert [place.writable for place in read_machine(access).storage.places] == [False, True]
 
     def test_a_missing_drive_is_not_writable(self, make_access, monkeypatch):
         monkeypatch.setattr("helpers.environment.machine.os.path.exists", lambda path: False)
