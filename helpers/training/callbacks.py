@@ -1,8 +1,7 @@
 """Trainer callbacks for history, time and progress; those that end a training run are in `guards` and `stopping`."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,15 +45,9 @@ Watch = Callable[[list[dict[str, Any]], Progress], None]
 
 
 def training_callbacks(
-    settings: TrainingSettings,
-    folder: Path,
-    *,
-    model: "GPT2LMHeadModel",
-    tokenizer: Any,
-    progress: bool = False,
-    watch: Watch | None = None,
+    settings: TrainingSettings, folder: Path, *, model: "GPT2LMHeadModel", tokenizer: Any
 ) -> list[TrainerCallback]:
-    """Return the callbacks for a run; `progress` shows a bar, `watch` is called after each row of the history.
+    """Return the callbacks for a run, except those that need more than its settings.
 
     Raises:
         SettingsError: the package for `report_to` is not installed.
@@ -69,11 +62,6 @@ def training_callbacks(
         callbacks.append(_tensorboard(folder / "tensorboard"))
     if settings.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
-    tokens_per_step = settings.effective_batch_size * settings.block_size * n_processes()
-    if progress:
-        callbacks.append(_ProgressBar(tokens_per_step))
-    if watch is not None:
-        callbacks.append(_Watcher(tokens_per_step, watch))
     return callbacks
 
 
@@ -195,16 +183,54 @@ class StepTimer(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.begin)
 
 
-class _Speedometer(TrainerCallback):
-    """Measure the speed of this process; base class of the callbacks that show it."""
+class RunDisplay(TrainerCallback):
+    """Measure the speed of this process, and show it: as a progress bar, and to `watch` after each row of the history.
 
-    def __init__(self, tokens_per_step: int) -> None:
-        self.tokens_per_step = tokens_per_step
+    transformers' `ProgressCallback` prints a line for each row, draws a second bar for each validation, and starts a
+    resumed run's bar at 0, which makes its estimate of the time left wrong.
+    """
+
+    loss, bar = "", None  # no bar before the training begins
+
+    def __init__(self, settings: TrainingSettings, *, has_bar: bool, watch: Watch | None) -> None:
+        self.tokens_per_step = settings.effective_batch_size * settings.block_size * n_processes()
+        self.has_bar, self.watch, self.history, self.n_logs = has_bar, watch, [], 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.start, self.first_step = time.perf_counter(), state.global_step
+        """Start the clock and the bar."""
+        from tqdm.auto import tqdm
 
-    def progress(self, state: Any) -> Progress:
+        self.start, self.first_step = time.perf_counter(), state.global_step
+        if self.has_bar and state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            progress = self._progress(state)
+            text = f"{self.loss}{progress.tokens_per_second:,.0f} tokens/s, {progress.memory_bytes / MIB:,.0f} MiB"
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Remember the loss for the bar, and call `watch`."""
+        if "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3f}, "
+        if self.watch is not None and state.is_world_process_zero:
+            self.history += history_rows(state.log_history[self.n_logs :])
+            self.n_logs = len(state.log_history)
+            self.watch(self.history, self._progress(state))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, also after an error, so that the message begins on its own line."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _progress(self, state: Any) -> Progress:
         steps, seconds = state.global_step - self.first_step, time.perf_counter() - self.start
         rate = steps / seconds if steps else None
         return Progress(
@@ -214,61 +240,6 @@ class _Speedometer(TrainerCallback):
             seconds_left=rate and (state.max_steps - state.global_step) / rate,
             memory_bytes=peak_bytes(),
         )
-
-
-class _Watcher(_Speedometer):
-    """Call `watch` with the history and the progress after each new row."""
-
-    def __init__(self, tokens_per_step: int, watch: Watch) -> None:
-        super().__init__(tokens_per_step)
-        self.watch, self.history, self.n_logs = watch, [], 0
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self.history += history_rows(state.log_history[self.n_logs :])
-            self.n_logs = len(state.log_history)
-            self.watch(self.history, self.progress(state))
-
-
-class _ProgressBar(_Speedometer):
-    """Show a progress bar with the steps, time left, loss, tokens per second and memory.
-
-    transformers' `ProgressCallback` prints a line for each row, draws a second bar for each validation, and starts a
-    resumed run's bar at 0, which makes its estimate of the time left wrong.
-    """
-
-    loss, bar = "", None  # no bar before the training begins
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        from tqdm.auto import tqdm
-
-        super().on_train_begin(args, state, control)
-        is_hidden = not state.is_world_process_zero
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=is_hidden)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        progress = self.progress(state)
-        text = f"{self.loss}{progress.tokens_per_second:,.0f} tokens/s, {progress.memory_bytes / MIB:,.0f} MiB"
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "loss" in logs:
-            self.loss = f"loss {logs['loss']:.3f}, "
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.close()
-
-
-@contextmanager
-def closing_bars(callbacks: Iterable[TrainerCallback]) -> Iterator[None]:
-    """Close the progress bar after an error, so that the message begins on its own line."""
-    try:
-        yield
-    finally:
-        for callback in callbacks:
-            if isinstance(callback, _ProgressBar) and callback.bar is not None:
-                callback.bar.close()
 
 
 def _tensorboard(folder: Path) -> TrainerCallback:

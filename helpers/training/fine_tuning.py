@@ -9,6 +9,7 @@ many processes; nothing here schedules them.
 import math
 import threading
 import warnings
+from contextlib import closing
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from helpers.settings import (
 )
 from helpers.training import processes, run_files
 from helpers.training.arguments import autocast_dtype, describe_long_warmup, float32_products, training_arguments
-from helpers.training.callbacks import Watch, closing_bars, training_callbacks
+from helpers.training.callbacks import RunDisplay, Watch, training_callbacks
 from helpers.training.devices import reset_peak
 from helpers.training.engine import optimised_model
 from helpers.training.finished_run import (
@@ -187,12 +188,12 @@ def _train_once(
     set_attention_dropout(model, settings.attn_pdrop)
     trained = add_adapter(model, settings, half=half) if settings.lora_r else model
     set_seed(settings.seed)
-    callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer, progress=progress, watch=watch)
-    slowness = SlownessWatch(folder)
+    callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer)
+    display, slowness = RunDisplay(settings, has_bar=progress, watch=watch), SlownessWatch(folder)
     tokens_per_process = len(train) * settings.block_size // processes.n_processes()
     predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
     reset_peak()
-    with optimised_model(model), float32_products(), closing_bars(callbacks):
+    with optimised_model(model), float32_products(), closing(display):
         trainer = new_trainer(
             data.facts["splits"]["validation"],
             model=trained,
@@ -200,7 +201,7 @@ def _train_once(
             train_dataset=train,
             eval_dataset=data.blocks["validation"],
             data_collator=as_batch,
-            callbacks=[FolderGuard(folder), *callbacks, slowness],
+            callbacks=[FolderGuard(folder), *callbacks, display, slowness],
             optimizers=(MuonWithAdamW(model, settings) if settings.optim == "muon" else None, None),
         )
         # Keeps gradients only in the buffers that processes exchange, instead of a second copy beside them.
