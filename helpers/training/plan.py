@@ -7,10 +7,11 @@ is one, otherwise from the card's published peak and typical utilisation. This m
 import bisect
 import math
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from helpers.data.text_size import TokenCounts, count_tokens
-from helpers.display import PlainTextMixin, duration_range, html_table, size_text
+from helpers.display import PlainTextMixin, duration_range, html_table, html_text, size_text
 from helpers.model import check_shape
 from helpers.settings import SettingsError, TrainingSettings, describe_without_effect
 from helpers.training import processes
@@ -41,7 +42,7 @@ _LAYER_SECONDS = (1e-3, 4.3e-3)
 # (0.47 on an H100's server), and 0.31 to 0.41 for the pocket model on a processor.
 _FORWARD_SHARE = (0.3, 0.5)
 _LEANER = ({"optim": "adafactor"}, {"lora_r": 16})  # other ways to train a model whose optimizer states do not fit
-_BAR = 30  # characters
+_BAR, _FULL_BLOCK = 30, "\u2588"  # the longest bar in characters, and its character
 
 
 @dataclass(frozen=True)
@@ -250,20 +251,10 @@ class RunPlan(PlainTextMixin):
         return f"Predicted: {model} in {precision} on {one}{self.card.name}"
 
     def __str__(self) -> str:
-        """Return the plan as text for a terminal."""
-        bars = [
-            f"{name:<16}{size:>12}  {'#' * length:<{_BAR}}  {remark}".rstrip()
-            for name, size, length, remark in self._bars()
-        ]
-        facts = [f"{name:<18}{value}" for name, value in self.rows()]
-        return "\n".join([self.title, *bars, *facts, self.verdict])
+        """Return the plan as text for a terminal, which may not have the character of the bars."""
+        return html_text(self._repr_html_()).replace(_FULL_BLOCK, "#")
 
     def _repr_html_(self) -> str:
-        bars = [(name, size, "\u2588" * length, remark) for name, size, length, remark in self._bars()]
-        return html_table([], bars, caption=self.title) + html_table([], [*self.rows(), ("verdict", self.verdict)])
-
-    def _bars(self) -> list[tuple[str, str, int, str]]:
-        """Return the bars as (name, size, length in characters, remark)."""
         where, rest = ("memory", "the system") if self.card.is_processor else ("the card", "the driver and a desktop")
         sizes = [
             *((name.replace("_", " "), size, "") for name, size in self.memory.parts.items()),
@@ -271,7 +262,10 @@ class RunPlan(PlainTextMixin):
             (where, self.card.usable_bytes, f"usable; 1 GiB is left for {rest}"),
         ]
         longest = max(self.memory.total_bytes, self.card.usable_bytes)
-        return [(name, size_text(size), round(_BAR * size / longest), remark) for name, size, remark in sizes]
+        bars = [
+            (name, size_text(size), _FULL_BLOCK * round(_BAR * size / longest), remark) for name, size, remark in sizes
+        ]
+        return f"{html_table([], bars, caption=self.title)}{html_table([], self.rows())}<p>{escape(self.verdict)}</p>"
 
 
 def plan_run(
