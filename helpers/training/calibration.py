@@ -200,14 +200,14 @@ def _fit_overhead(rows: list[Measurement], is_processor: bool) -> tuple[int, flo
     return int(constant), float(share)
 
 
-def find_calibration(card: GraphicsCard) -> tuple[Calibration, bool] | None:
-    """Return the calibration of a card or of this processor, and whether it is from this machine; or None."""
+def find_calibration(card: GraphicsCard) -> tuple[Calibration, str] | None:
+    """Return the calibration of a card or of this processor, and where it was measured; or None."""
     name = processor_name() if card.is_processor else card.name
     for folder in (_local(), SHIPPED):
         for path in sorted(folder.glob("*.json")):
             calibration = _read(path, path.stat().st_mtime_ns)
             if calibration and calibration.is_processor == card.is_processor and same_card(calibration.device, name):
-                return calibration, folder != SHIPPED
+                return calibration, "this machine" if folder != SHIPPED else calibration.device
     return None
 
 

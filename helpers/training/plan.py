@@ -16,7 +16,7 @@ from helpers.model import check_shape
 from helpers.settings import SettingsError, TrainingSettings, describe_without_effect
 from helpers.training import processes
 from helpers.training.arguments import checkpoints_kept, compiles, describe_long_warmup
-from helpers.training.calibration import find_calibration
+from helpers.training.calibration import Calibration, find_calibration
 from helpers.training.devices import DEFAULT_CARD, GraphicsCard, find_card, held_bytes, this_device
 from helpers.training.memory import Memory, estimate_overhead, evaluation_bytes, predict
 from helpers.training.run_files import disk_bytes
@@ -60,13 +60,8 @@ class RunPlan(PlainTextMixin):
     train_tokens: int
     validation_tokens: int
     tokens_are: str  # where these numbers come from
-    step_seconds: tuple[float, float] | None = None  # per optimizer step, from a calibration; None without one
-    measured_on: str = ""  # the machine of that calibration, if any
-
-    @property
-    def evaluation_bytes(self) -> int:
-        """Peak memory on a card when notebook 4 evaluates the model: in float32, one model at a time."""
-        return evaluation_bytes(self.shape)
+    pass_seconds: tuple[float, float] | None  # per forward and backward pass; None if it is not known
+    seconds_are: str  # where this time comes from, or why it is not known
 
     @property
     def headroom_bytes(self) -> int:
@@ -97,7 +92,7 @@ class RunPlan(PlainTextMixin):
     @property
     def evaluation_note(self) -> str:
         """A note if notebook 4 needs much of the card and more memory than training does; otherwise empty."""
-        needed, usable = self.evaluation_bytes, self.card.usable_bytes
+        needed, usable = evaluation_bytes(self.shape), self.card.usable_bytes
         if self.card.is_processor or needed <= min(usable, max(self.memory.total_bytes, usable // 2)):
             return ""
         if needed > usable:
@@ -111,7 +106,7 @@ class RunPlan(PlainTextMixin):
 
     @property
     def epoch_seconds(self) -> tuple[float, float] | None:
-        """Shortest and longest time of an epoch, without validations; None if the card's peak is unknown."""
+        """Shortest and longest time of an epoch, without validations; None if it is not known."""
         return self._seconds(self.passes_per_epoch)
 
     @property
@@ -128,8 +123,8 @@ class RunPlan(PlainTextMixin):
     def validation_seconds(self) -> tuple[float, float] | None:
         """Shortest and longest time of all validations; None as for an epoch."""
         n_blocks = self.n_validations * (self.validation_tokens // self.settings.block_size)
-        n_passes = n_blocks / self._limited.per_device_train_batch_size / _pass_work(self.settings)
-        return self._seconds(n_passes, _FORWARD_SHARE)
+        batch = limited_to_text(self.settings, self.train_tokens).per_device_train_batch_size
+        return self._seconds(n_blocks / batch / _pass_work(self.settings), _FORWARD_SHARE)
 
     @property
     def seconds(self) -> tuple[float, float] | None:
@@ -138,29 +133,10 @@ class RunPlan(PlainTextMixin):
         return self.training_seconds and tuple(map(sum, zip(*both, strict=True)))
 
     def _seconds(self, n_passes: float, shares: tuple[float, float] = (1.0, 1.0)) -> tuple[float, float] | None:
-        """Return the shortest and longest time of passes, or of a share of each; None if the peak is unknown."""
-        if self.step_seconds:
-            times = (seconds / self._limited.gradient_accumulation_steps for seconds in self.step_seconds)
-        elif self.card.tflops(self.precision):
-            # The card computes while the processor launches the next kernels, so the slower of the two decides.
-            times = map(max, self._compute_seconds(), self._launch_seconds())
-        else:
+        """Return the shortest and longest time of passes, or of a share of each; None if it is not known."""
+        if self.pass_seconds is None:
             return None
-        return tuple(n_passes * share * seconds for share, seconds in zip(shares, times, strict=True))
-
-    @property
-    def _limited(self) -> TrainingSettings:
-        return limited_to_text(self.settings, self.train_tokens)
-
-    def _compute_seconds(self) -> tuple[float, float]:
-        """Return the shortest and longest compute time of one pass."""
-        at_peak = _seconds_at_peak(self._limited, self.shape, self.card.tflops(self.precision))
-        return at_peak / UTILISATION[1], at_peak / UTILISATION[0]
-
-    def _launch_seconds(self) -> tuple[float, float]:
-        """Return the shortest and longest time to launch the kernels of one pass."""
-        layers = self.shape.n_layer * _pass_work(self.settings)
-        return layers * _LAYER_SECONDS[0], layers * _LAYER_SECONDS[1]
+        return tuple(n_passes * share * seconds for share, seconds in zip(shares, self.pass_seconds, strict=True))
 
     @property
     def disk_bytes(self) -> int:
@@ -168,18 +144,13 @@ class RunPlan(PlainTextMixin):
         return disk_bytes(self.shape, self.settings)
 
     @property
-    def instead(self) -> dict[str, Any]:
-        """The suggested settings if the plan does not fit, otherwise empty."""
-        return {} if self.fits else self.suggested
-
-    @property
     def verdict(self) -> str:
         """One line without a full stop: the run fits, or how much memory is missing and which settings fit instead."""
         if self.fits:
             return f"fits: {size_text(self.memory.total_bytes)} predicted, {size_text(self.headroom_bytes)} to spare"
         missing = f"does not fit: needs {size_text(-self.headroom_bytes)} more"
-        if changes := self.instead or self.leaner:
-            other = "" if self.instead else ", and no batch fits all weights with this optimizer"
+        if changes := self.suggested or self.leaner:
+            other = "" if self.suggested else ", and no batch fits all weights with this optimizer"
             return f"{missing}{other}; {' with '.join(f'{name} {value}' for name, value in changes.items())} fits"
         memory = self.memory
         is_too_large = memory.weights + memory.gradients + memory.optimizer > self.card.usable_bytes
@@ -190,18 +161,17 @@ class RunPlan(PlainTextMixin):
         """Return the plan as a dict for programs, as `--json` prints it.
 
         Keys: `card` (name, total_bytes, usable_bytes), `model`, `precision`, `memory` (bytes of each part,
-        total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `instead` (settings that fit), `train_tokens`,
-        `validation_tokens`, `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest, longest], without
-        validations, or null), `seconds` (of all steps and validations), `measured_on` (where times and overhead were
-        measured, or empty), `disk_bytes`, `evaluation_bytes` (peak on a card in notebook 04), `verdict`. All numbers
-        are predictions.
+        total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `suggested` (settings that fit),
+        `train_tokens`, `validation_tokens`, `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest,
+        longest], without validations, or null), `seconds` (of all steps and validations), `seconds_are` (where times
+        come from), `disk_bytes`, `verdict`. All numbers are predictions.
         """
         card = {name: getattr(self.card, name) for name in ("name", "total_bytes", "usable_bytes")}
         memory = self.memory.parts | {"total_bytes": self.memory.total_bytes, "moment": self.memory.moment}
         names = (
-            "precision", "fits", "headroom_bytes", "largest_batch", "instead", "train_tokens",
-            "validation_tokens", "tokens_are", "tokens_per_step", "steps", "epoch_seconds", "seconds", "measured_on",
-            "disk_bytes", "evaluation_bytes", "verdict",
+            "precision", "fits", "headroom_bytes", "largest_batch", "suggested", "train_tokens",
+            "validation_tokens", "tokens_are", "tokens_per_step", "steps", "epoch_seconds", "seconds", "seconds_are",
+            "disk_bytes", "verdict",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
         return {"card": card, "model": self.settings.model_name_or_path, "memory": memory} | values
@@ -227,19 +197,13 @@ class RunPlan(PlainTextMixin):
 
     def _time(self) -> str:
         if not self.seconds:
-            return "not known: the card's peak is not in the table"
-        low, high = (f"{100 * share:.0f}" for share in UTILISATION)
-        reason = f"from {high} to {low}% of {self.card.tflops(self.precision):,.3g} TFLOP/s"
-        if self.step_seconds:
-            reason = f"measured on {self.measured_on}"
-        elif self._launch_seconds() > self._compute_seconds():
-            reason = "from the time to launch kernels; the model is too small to fill the card"
+            return self.seconds_are
         epochs = f"{self.settings.num_train_epochs:g} epoch{'s' * (self.settings.num_train_epochs != 1)}"
         validations = "without validations"
         if self.validation_tokens:
             number = f"{self.n_validations:,} validation{'s' * (self.n_validations != 1)}"
             validations = f"including {number} ({_range(self.validation_seconds)})"
-        return f"{_range(self.seconds)} for {epochs}, {validations}, {reason}"
+        return f"{_range(self.seconds)} for {epochs}, {validations}, {self.seconds_are}"
 
     @property
     def title(self) -> str:
@@ -300,8 +264,8 @@ def plan_run(
             f"{settings.model_name_or_path!r}: use at most {shape.n_positions}."
         )
     precision = card.precision(settings.mixed_precision)
-    calibration, is_here = find_calibration(card) or (None, False)
-    overhead = calibration.overhead(precision, process_bytes=process_bytes) if calibration else None
+    measured = find_calibration(card)
+    overhead = measured and measured[0].overhead(precision, process_bytes=process_bytes)
     overhead = overhead or estimate_overhead(on_processor=card.is_processor, process_bytes=process_bytes)
     as_given = None if train_tokens is None else TokenCounts(train_tokens, validation_tokens, "as given")
     counts = as_given or count_tokens(settings)
@@ -330,15 +294,38 @@ def plan_run(
     leaner_ways = _LEANER[:1] if settings.from_scratch or settings.optim == "muon" else _LEANER
     leaner_candidates = [] if suggested or settings.lora_r else [change | way for change in leaner_ways for way in ways]
     leaner = next((changes for changes in leaner_candidates if fits(**changes)), {})
-    fastest = 0.0
-    if not card.is_processor and precision != "no" and card.tflops(precision):  # TF32 can exceed the float32 peak
-        passes = limited.gradient_accumulation_steps
-        fastest = passes * _seconds_at_peak(limited, shape, card.tflops(precision)) / UTILISATION[1]
-    return RunPlan(
-        settings, shape, card, precision, memory(limited), largest_batch, suggested, leaner, *counts,
-        calibration and calibration.step_seconds(shape, limited, precision, fastest=fastest),
-        ("this machine" if is_here else calibration.device) if calibration else "",
-    )  # fmt: skip
+    time = _time_of_a_pass(limited, shape, card, precision, measured)
+    return RunPlan(settings, shape, card, precision, memory(limited), largest_batch, suggested, leaner, *counts, *time)
+
+
+def _time_of_a_pass(
+    settings: TrainingSettings,
+    shape: GPT2Shape,
+    card: GraphicsCard,
+    precision: str,
+    measured: tuple[Calibration, str] | None,
+) -> tuple[tuple[float, float] | None, str]:
+    """Return the shortest and longest time of a training pass, and where it comes from; None and why if not known."""
+    passes, tokens = settings.gradient_accumulation_steps, settings.per_device_train_batch_size * settings.block_size
+    tflops, work = card.tflops(precision), tokens * operations_per_token(shape, settings.block_size, settings) / 1e12
+    compute = tflops and (work / tflops / UTILISATION[1], work / tflops / UTILISATION[0])
+    if measured:
+        calibration, where = measured
+        is_bound = compute and not card.is_processor and precision != "no"  # TF32 can exceed the float32 peak
+        fastest = passes * compute[0] if is_bound else 0.0
+        if step_seconds := calibration.step_seconds(shape, settings, precision, fastest=fastest):
+            shortest, longest = step_seconds
+            return (shortest / passes, longest / passes), f"measured on {where}"
+    if not compute:
+        return None, "not known: the card's peak is not in the table"
+    layers = shape.n_layer * _pass_work(settings)
+    launch = layers * _LAYER_SECONDS[0], layers * _LAYER_SECONDS[1]
+    low, high = (f"{100 * share:.0f}" for share in UTILISATION)
+    source = f"from {high} to {low}% of {tflops:,.3g} TFLOP/s"
+    if launch > compute:
+        source = "from the time to launch kernels; the model is too small to fill the card"
+    # The card computes while the processor launches the next kernels, so the slower of the two decides.
+    return tuple(map(max, compute, launch)), source
 
 
 def _range(seconds: tuple[float, float]) -> str:
@@ -360,12 +347,6 @@ def limited_to_text(settings: TrainingSettings, train_tokens: int) -> TrainingSe
 def _pass_work(settings: TrainingSettings) -> float:
     """Return the work of a training pass; checkpointing repeats its forward pass, a third of it."""
     return 4 / 3 if settings.gradient_checkpointing else 1.0
-
-
-def _seconds_at_peak(settings: TrainingSettings, shape: GPT2Shape, tflops: float) -> float:
-    """Return the time of one pass at the card's peak, in seconds."""
-    tokens = settings.per_device_train_batch_size * settings.block_size
-    return tokens * operations_per_token(shape, settings.block_size, settings) / (1e12 * tflops)
 
 
 def _count_blocks(settings: TrainingSettings, train_tokens: int) -> int:

@@ -76,7 +76,7 @@ class TestPlan:
         after = plan_run(GPT2, card=processor)
         assert "measured" not in str(before)
         assert "measured on this machine" in str(after)
-        assert after.to_dict()["measured_on"] == "this machine"
+        assert after.seconds_are == "measured on this machine"
         assert after.epoch_seconds[1] / after.epoch_seconds[0] < before.epoch_seconds[1] / before.epoch_seconds[0]
         expected = fake_machine.peak_bytes(read_shape("gpt2"), GPT2, on_processor=True)
         assert after.memory.total_bytes == pytest.approx(expected, rel=0.01)
@@ -101,7 +101,7 @@ class TestPlan:
             CARD, [*small, fake_machine.measurement(read_shape("pocket"), pocket, on_processor=False, **half)]
         )
         assert plan_run(gpt2, card=CARD).epoch_seconds == before.epoch_seconds, "no card is that fast"
-        assert plan_run(pocket, card=CARD).step_seconds == pytest.approx((0.009, 0.011)), "this run was measured"
+        assert plan_run(pocket, card=CARD).pass_seconds == pytest.approx((0.009, 0.011)), "this run was measured"
         large = fake_machine.measurement(
             read_shape("gpt2"), gpt2, on_processor=False, precision="bf16", step_seconds=0.5
         )
@@ -172,8 +172,8 @@ def test_calibrate_prints_and_stores_its_measurements(processor, monkeypatch):
     assert measured.training[0] == tiny
     assert 0 < measured.step_seconds < 10
     assert 0 < measured.process_bytes <= measured.peak_bytes
-    found, is_here = find_calibration(processor)
-    assert (found.measurements, is_here) == ([measured], True)
+    found, where = find_calibration(processor)
+    assert (found.measurements, where) == ([measured], "this machine")
     assert "1 x 32" in str(found)
 
 
