@@ -141,7 +141,7 @@ def follow_main_path():
     base, tokenizer = load_base(settings.run)
     text = "\n\n".join(load_dataset(WIKITEXT, CONFIG)["test"]["text"])
     result = {
-        "plan": plan_run(TrainingSettings.from_preset("rtx-4070-ti"), card=find_card("RTX 4070 Ti")).to_dict(),
+        "plan": plan_run(TrainingSettings.from_preset("rtx-4070-ti"), card=find_card("RTX 4070 Ti")).verdict,
         "steps with a loss": [row["step"] for row in trained.history if "loss" in row],
         "documents": {name: len(part) for name, part in open_prepared(settings.run).documents.items()},
         "published_protocol": measure_published_protocol(sampling),
@@ -179,7 +179,7 @@ def perplexities_of_a_plain_loop(model, tokenizer, text):
 def test_gpt2_is_planned_trained_resumed_evaluated_and_sampled(hub, runs, tmp_path):
     output = run_child(hub, tmp_path, "-c", "from tests.test_true_size import follow_main_path as f; f()")
     result = json.loads(output.splitlines()[-1])
-    assert result["plan"]["fits"]
+    assert result["plan"].startswith("fits: ")
     assert result["documents"] == N_ARTICLES, "a document is an article, not a row"
     assert result["steps with a loss"] == [1, 2], "it resumed where it had stopped"
     for row in result["published_protocol"]:

@@ -1,6 +1,5 @@
 """The commands `train`, `plan` and `calibrate` of `python -m helpers`."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -60,15 +59,9 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 @click.command()
 @run_options
 @click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; default: this machine's.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @click.pass_context
 def plan(
-    ctx: click.Context,
-    preset: str,
-    run_name: str | None,
-    parameters: tuple[tuple[str, str], ...],
-    gpu: str | None,
-    as_json: bool,
+    ctx: click.Context, preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], gpu: str | None
 ) -> None:
     """Predict a run's peak memory, time and disk, without a GPU. Exit code 1 if it does not fit."""
     from helpers.data import refuse_missing
@@ -77,7 +70,7 @@ def plan(
     settings = TrainingSettings.from_preset(preset, **settings_from_options(run_name, parameters))
     refuse_missing(settings.model_dump())
     planned = plan_run(settings, card=_card_to_plan_for(gpu))
-    click.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned)
+    click.echo(planned)
     ctx.exit(0 if planned.fits else 1)
 
 

@@ -157,25 +157,6 @@ class RunPlan(PlainTextMixin):
         shorter = "" if is_too_large else ", a shorter block_size"
         return f"{missing}, and no batch fits: take a smaller model{shorter} or a larger card"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as a dict for programs, as `--json` prints it.
-
-        Keys: `card` (name, total_bytes, usable_bytes), `model`, `precision`, `memory` (bytes of each part,
-        total_bytes, moment), `fits`, `headroom_bytes`, `largest_batch`, `suggested` (settings that fit),
-        `train_tokens`, `validation_tokens`, `tokens_are`, `tokens_per_step`, `steps`, `epoch_seconds` ([shortest,
-        longest], without validations, or null), `seconds` (of all steps and validations), `seconds_are` (where times
-        come from), `disk_bytes`, `verdict`. All numbers are predictions.
-        """
-        card = {name: getattr(self.card, name) for name in ("name", "total_bytes", "usable_bytes")}
-        memory = self.memory.parts | {"total_bytes": self.memory.total_bytes, "moment": self.memory.moment}
-        names = (
-            "precision", "fits", "headroom_bytes", "largest_batch", "suggested", "train_tokens",
-            "validation_tokens", "tokens_are", "tokens_per_step", "steps", "epoch_seconds", "seconds", "seconds_are",
-            "disk_bytes", "verdict",
-        )  # fmt: skip
-        values = {name: getattr(self, name) for name in names}
-        return {"card": card, "model": self.settings.model_name_or_path, "memory": memory} | values
-
     def rows(self) -> list[tuple[str, str]]:
         """Return the rows shown besides the memory, as (name, value)."""
         kept = checkpoints_kept(self.settings)
