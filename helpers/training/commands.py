@@ -58,18 +58,23 @@ def train(preset: str, run_name: str | None, parameters: tuple[tuple[str, str], 
 
 @click.command()
 @run_options
-@click.option("--gpu", metavar="NAME", help="A card such as 'RTX 4070 Ti', or 'processor'; default: this machine's.")
+@click.option(
+    "--gpu",
+    metavar="NAME",
+    help="A card such as 'RTX 4090', or 'processor'; default: this machine's card, without one an RTX 4070 Ti.",
+)
 @click.pass_context
 def plan(
     ctx: click.Context, preset: str, run_name: str | None, parameters: tuple[tuple[str, str], ...], gpu: str | None
 ) -> None:
     """Predict a run's peak memory, time and disk, without a GPU. Exit code 1 if it does not fit."""
     from helpers.data import refuse_missing
-    from helpers.training import plan_run
+    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card, plan_run
 
     settings = TrainingSettings.from_preset(preset, **settings_from_options(run_name, parameters))
     refuse_missing(settings.model_dump())
-    planned = plan_run(settings, card=_card_to_plan_for(gpu))
+    card = find_card(gpu) if gpu is not None else card_of_this_machine() or find_card(DEFAULT_CARD)
+    planned = plan_run(settings, card=card)
     click.echo(planned)
     ctx.exit(0 if planned.fits else 1)
 
@@ -86,21 +91,3 @@ def calibrate(as_json: bool, seconds: float) -> None:
 
     calibration = measure(budget_seconds=seconds)
     click.echo(calibration.model_dump_json(indent=1) if as_json else calibration)
-
-
-def _card_to_plan_for(gpu: str | None) -> Any:
-    """Return the named card, else this machine's, else the default card; report which one if none was named."""
-    from helpers.training import DEFAULT_CARD, card_of_this_machine, find_card
-
-    if gpu is not None:
-        return find_card(gpu)
-    card = card_of_this_machine()
-    if card is None:
-        click.echo(
-            f"No NVIDIA card was found: this plan is for an {DEFAULT_CARD}. --gpu names another card, and "
-            "--gpu processor plans for this machine's processor.",
-            err=True,
-        )
-        return find_card(DEFAULT_CARD)
-    click.echo("Planned for this machine's card; --gpu names another.", err=True)
-    return card

@@ -334,11 +334,10 @@ class TestCommand:
         assert (result.exit_code, result.output.count("\n")) == (2, 1)
         assert words in result.output
 
-    def test_without_a_card_the_plan_is_for_the_courses_own_card_and_says_so(self, monkeypatch):
+    def test_without_a_card_the_plan_is_for_the_courses_own_card(self, monkeypatch):
         monkeypatch.setattr("helpers.training.devices.read_card", lambda: None)
         result = call()
         assert "on one RTX 4070 Ti" in result.stdout
-        assert "No NVIDIA card was found" in result.stderr
 
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
     def test_the_plan_is_for_this_machines_card_if_there_is_one(self, monkeypatch, precision):
@@ -347,7 +346,6 @@ class TestCommand:
         result = call()
         assert f"in {precision} on one RTX 9999" in result.stdout
         assert re.search(r"the card +9\.0 GiB", result.stdout)
-        assert "this machine's card" in result.stderr
 
 
 def test_a_warm_up_longer_than_the_run_is_noted():
