@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _RUN_FILES = ("settings.json", "training.json")  # one of them, where the other was lost
 _MAX_ERRORS = 5  # below a table
-_MAX_COLUMNS = 4  # for settings; if more differ, each run has a list below the table
+_MAX_NAMED = 4  # settings of the best run; if more differ, only the table has them
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet treats text that starts so as a formula
 _MAX_TEXT = 24  # characters shown of a setting's value
 _INTERVAL = f"{CONFIDENCE:.0%} interval"
@@ -123,7 +123,7 @@ class RunTable(PlainTextMixin):
             if run.ranked(self.by) is None:
                 continue
             values = {name: run.settings[name] for name in _differing(group) if name in run.settings}
-            settings = _format(values) if 0 < len(values) <= _MAX_COLUMNS else ""
+            settings = _format(values) if 0 < len(values) <= _MAX_NAMED else ""
             metric = f"{self.by.replace('_', ' ')} {getattr(run, self.by):.4g}"
             best = f"Best: {run.name}, {metric}{' with ' if settings else ''}{settings}."
             second = group[1] if len(group) > 1 and group[1].ranked(self.by) is not None else None
@@ -141,25 +141,19 @@ class RunTable(PlainTextMixin):
     def __str__(self) -> str:
         """Return the tables, the notes and the best runs for a terminal."""
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # lines in files may be long
-        tables = [
-            "\n".join([title, frame.to_string(line_width=width), *lists]) for title, frame, lists in self._frames()
-        ]
+        tables = [f"{title}\n{frame.to_string(line_width=width)}" for title, frame in self._frames()]
         return "\n\n".join([*tables, "\n".join([*self.notes, *self.verdicts])]).rstrip()
 
     def _repr_html_(self) -> str:
         # DataFrame.to_html has no caption; html_table escapes all text
         tables = [
             html_table(["", *frame.columns], frame.itertuples(name=None), caption=title)
-            + "".join(f"<p>{html.escape(line)}</p>" for line in lists)
-            for title, frame, lists in self._frames()
+            for title, frame in self._frames()
         ]
         return "".join([*tables, *(f"<p>{html.escape(sentence)}</p>" for sentence in [*self.notes, *self.verdicts])])
 
-    def _frames(self) -> "Iterator[tuple[str, DataFrame, list[str]]]":
-        """Yield the title and the table of each group, as text, without columns that are empty in the group.
-
-        If too many settings differ for columns, also yield lines to list them per run below the table.
-        """
+    def _frames(self) -> "Iterator[tuple[str, DataFrame]]":
+        """Yield the title and the table of each group, as text, without columns that are empty in the group."""
         import pandas as pd
 
         part = "validation" if self.by == "eval_loss" else "test"
@@ -168,10 +162,7 @@ class RunTable(PlainTextMixin):
             measured = f"{part} text {text}" if text else f"no {part} text"
             ranks = [str(rank) if run.ranked(self.by) is not None else "-" for rank, run in enumerate(group, start=1)]
             relevant = {*_differing(group), "source"}  # settings that differ only in other groups say nothing here
-            names = [name for name in self.differing if name in relevant]
-            listed = [name for name in names if name != "source"] if len(names) > _MAX_COLUMNS else []
-            lists = _settings_by_run(group, listed) if listed else []
-            shown = [name for name in names if name not in listed]
+            shown = [name for name in self.differing if name in relevant]
             cells = [
                 [run.name]
                 + [_shorten(run.settings[name]) if name in run.settings else None for name in shown]
@@ -182,7 +173,7 @@ class RunTable(PlainTextMixin):
             headings = ["run", *shown, *(heading for heading, _, _ in _COLUMNS)]
             frame = pd.DataFrame(cells, index=ranks, columns=headings, dtype=object)
             known = frame.dropna(axis=1, how="all").fillna("-")
-            yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known, lists
+            yield f"By {self.by.replace('_', ' ')}, best first ({measured})", known
 
 
 def _difference(best: ComparedRun, second: ComparedRun) -> str:
@@ -210,22 +201,6 @@ def _difference(best: ComparedRun, second: ComparedRun) -> str:
     if low <= 0 <= high:
         return f"{sentence}: the interval includes 0, so this may be due to the choice of the test text."
     return f"{sentence}."
-
-
-def _settings_by_run(group: Sequence[ComparedRun], names: Sequence[str]) -> list[str]:
-    """Return a line with the settings that more than half of the runs share, and a line per run with its others."""
-    shared = {}
-    for name in names:
-        values = [run.settings[name] for run in group if name in run.settings]
-        most_common = max(values, key=values.count)
-        if values.count(most_common) > len(values) / 2:
-            shared[name] = most_common
-    lines = [f"Settings of most runs: {_format(shared) or 'none is the same in more than half'}"]
-    for run in group:
-        own = {name: run.settings[name] for name in names if name in run.settings}
-        others = {name: value for name, value in own.items() if name not in shared or value != shared[name]}
-        lines.append(f"  {run.name}: {_format(others) or 'no others'}")
-    return lines
 
 
 def _format(settings: Mapping[str, Any]) -> str:
