@@ -13,7 +13,6 @@ is to be ignored.
 import json
 import socket
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -142,12 +141,6 @@ def trials_of(study: Study, optuna_study: "OptunaStudy") -> "list[FrozenTrial]":
     newest = {trial.user_attrs["point"]: trial for trial in _valid_trials(optuna_study)}
     n_points = len(study.points)
     return [newest[point] for point in sorted(newest) if point < n_points or state_of(newest[point]) != "waiting"]
-
-
-def resumed_points(optuna_study: "OptunaStudy") -> set[int]:
-    """Return the points that were queued again: their newest trial's duration excludes earlier work."""
-    n_trials = Counter(trial.user_attrs["point"] for trial in _valid_trials(optuna_study))
-    return {point for point, n in n_trials.items() if n > 1}
 
 
 def state_of(trial: "FrozenTrial") -> State:

@@ -6,16 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime
-from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any, get_args
 
 import psutil
 
 from helpers.display import duration_text, printable
 from helpers.files import read_json_or_empty
-from helpers.studies.queue import State, resumed_points, state_of, this_worker, trials_of
+from helpers.studies.queue import State, state_of, this_worker, trials_of
 from helpers.studies.study import Study, trial_name
 from helpers.studies.worker import PAUSED
 
@@ -36,7 +35,6 @@ class Progress:
     def __init__(self, study: Study, optuna_study: "OptunaStudy") -> None:
         self.study = study
         self.trials = trials_of(study, optuna_study)
-        self._resumed = resumed_points(optuna_study)
 
     def of_state(self, state: State) -> "list[FrozenTrial]":
         """Return the trials in a state; interrupted ones are waiting."""
@@ -61,19 +59,11 @@ class Progress:
         shown = [f"{n} {state}" for state, n in counts.items() if n or state in _ALWAYS_SHOWN]
         return f"{', '.join(shown)} of {len(self.trials)}"
 
-    @cached_property
+    @property
     def seconds_left(self) -> float | None:
-        """Estimated time until the last trial ends, from the mean of uninterrupted trials; None before the first."""
-        complete = [trial for trial in self.of_state("done") if trial.user_attrs["point"] not in self._resumed]
-        done = [trial.duration.total_seconds() for trial in complete]
-        if not done:
-            return None
-        mean, running, now = sum(done) / len(done), self.of_state("running"), datetime.now().astimezone()
-        # Optuna's times have no time zone, except in a journal of Optuna 5 that an older version reads.
-        elapsed = [(now - trial.datetime_start.astimezone()).total_seconds() for trial in running]
-        unfinished = sum(max(0.0, mean - seconds) for seconds in elapsed)
-        # assumes that the number of running trials stays the same
-        return (mean * len(self.of_state("waiting")) + unfinished) / max(1, len(running))
+        """Estimated time until the last trial ends, from the mean of the finished ones; None before the first."""
+        done = [trial.duration.total_seconds() for trial in self.of_state("done")]
+        return mean(done) * self.n_left / max(1, len(self.of_state("running"))) if done else None
 
     @property
     def headline(self) -> str:
@@ -81,7 +71,7 @@ class Progress:
         if not self.n_left:
             left = "none"
         elif self.seconds_left is None:
-            left = "known after the first uninterrupted trial"
+            left = "known after the first trial"
         else:
             left = f"about {duration_text(self.seconds_left)}"
         return f"{self.counts}; time left: {left}"
