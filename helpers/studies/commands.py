@@ -10,7 +10,6 @@ import click
 
 from helpers.display import announce, printable
 from helpers.files import write_atomically
-from helpers.paths import COMMAND
 from helpers.settings import SettingsError
 from helpers.studies.comparability import METRICS
 
@@ -68,28 +67,17 @@ def _run(study: Any, file: Path, *, workers: int, retry_failed: bool) -> bool:
         reasons = supervise(study, file, optuna_study, workers=workers, show=show)
     for reason in reasons:
         click.secho(printable(reason), fg="yellow", err=True)
-    _show_table(study.study, study.folder)
     progress = Progress(study, optuna_study)
-    for sentence in _remarks(progress):
-        click.secho(printable(sentence), fg="yellow", err=True)
-    return not progress.n_left and progress.best is not None
-
-
-def _remarks(progress: Any) -> Iterator[str]:
-    """Yield remarks on what a study's table does not show."""
-    from helpers.studies.supervision import describe
-
+    if any(study.folder.glob("trial-*/trial.json")):
+        _show_table(progress)
     if not progress.n_left and progress.best is None:
-        yield (
-            f"No trial has a metric ({progress.counts}): the errors are in "
-            f"{progress.study.folder / '<trial>' / 'trial.log'}. Fix their cause, then `sweep --retry-failed`."
+        click.secho(
+            f"No trial has a metric ({progress.counts}): the errors are in {study.folder / '<trial>' / 'trial.log'}. "
+            "Fix their cause, then `sweep --retry-failed`.",
+            fg="yellow",
+            err=True,
         )
-    if progress.elsewhere:
-        host = progress.best.user_attrs.get("worker", "").partition(":")[0]
-        yield (
-            f"{len(progress.elsewhere)} of {len(progress.of_state('done'))} finished trials are on other machines, and "
-            f"not in this table; the best of all is {describe(progress.best, progress.study)} on {host}."
-        )
+    return not progress.n_left and progress.best is not None
 
 
 @contextlib.contextmanager
@@ -106,36 +94,27 @@ def _progress_view() -> Iterator[Callable[[Any], None]]:
         yield lambda progress: live.update(draw(progress), refresh=True)
 
 
-def _show_table(study: str, folder: Path) -> None:
+def _show_table(progress: Any) -> None:
     """Print the table of a study, and write it to the study's folder as a page and as CSV."""
     from helpers.studies.comparison import compare as compare_runs
-
-    try:
-        table = compare_runs(study)
-        click.echo(f"\n{table}")
-        write_atomically(folder / "comparison.csv", table.to_csv())  # replaces a link instead of following it
-        _write_table(table, csv_file=None, html_file=folder / "comparison.html")
-        click.echo(f"Table and pictures: {folder / 'comparison.html'}")
-    except SettingsError:
-        return  # nothing has started
-    except Exception as error:  # noqa: BLE001 - a full disk or a damaged run must not end a long study in a traceback
-        click.secho(
-            f"The trials are saved, but their table is incomplete ({type(error).__name__}: {error}): "
-            f"`{COMMAND} compare {study}` creates it again.",
-            fg="yellow",
-            err=True,
-        )
-
-
-def _write_table(table: Any, *, csv_file: Path | None, html_file: Path | None) -> None:
     from helpers.studies.comparison_page import write_page
+    from helpers.studies.supervision import describe
 
-    for file in filter(None, (csv_file, html_file)):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    if csv_file is not None:
-        csv_file.write_text(table.to_csv(), encoding="utf-8")
-    if html_file is not None:
-        write_page(table, html_file)
+    study = progress.study
+    table = compare_runs(study.study)
+    click.echo(f"\n{table}")
+    write_atomically(study.folder / "comparison.csv", table.to_csv())  # replaces a link instead of following it
+    write_page(table, study.folder / "comparison.html")
+    click.echo(f"Table and pictures: {study.folder / 'comparison.html'}")
+    n_done = len(progress.of_state("done"))
+    n_elsewhere = n_done - sum(run.state == "done" for run in table.runs)
+    if n_elsewhere > 0:
+        host = progress.best.user_attrs.get("worker", "").partition(":")[0]
+        remark = (
+            f"{n_elsewhere} of {n_done} finished trials are on other machines, and not in this table; the best of all "
+            f"is {describe(progress.best, study)} on {host}."
+        )
+        click.secho(printable(remark), fg="yellow", err=True)
 
 
 @click.command()
@@ -150,10 +129,16 @@ def compare(
     """Show RUNS side by side. Name runs, studies (all their trials) or trials such as rates/trial-003; default: all."""
     from helpers.studies.comparison import compare as compare_runs
     from helpers.studies.comparison import promote as promote_run
+    from helpers.studies.comparison_page import write_page
 
     table = compare_runs(*runs, by=by)
     click.echo(table)
-    _write_table(table, csv_file=csv_file, html_file=html_file)
+    for file in filter(None, (csv_file, html_file)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if csv_file is not None:
+        csv_file.write_text(table.to_csv(), encoding="utf-8")
+    if html_file is not None:
+        write_page(table, html_file)
     if promote is not None:
         if not table.best:
             raise SettingsError(f"No finished run has a value of {table.by} to promote: try another --by.")

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import psutil
 
 from helpers.display import duration_text, printable
-from helpers.files import read_json_or_empty
-from helpers.studies.queue import State, state_of, this_worker, trials_of
+from helpers.studies.queue import State, state_of, trials_of
 from helpers.studies.study import Study, trial_name
 from helpers.studies.worker import PAUSED
 
@@ -80,18 +79,6 @@ class Progress:
     def best(self) -> "FrozenTrial | None":
         """The finished trial with the smallest metric; None before the first."""
         return min(self.of_state("done"), key=lambda trial: trial.value, default=None)
-
-    @property
-    def elsewhere(self) -> "list[FrozenTrial]":
-        """The finished trials whose folders are on other machines."""
-        here, folder = this_worker(self.study), self.study.folder
-        remote = [trial for trial in self.of_state("done") if trial.user_attrs.get("worker") != here]
-        # if the other machine shares this disk, the trial's folder is here and finished
-        return [
-            trial
-            for trial in remote
-            if read_json_or_empty(folder / trial_name(trial.user_attrs["point"]) / "trial.json").get("state") != "done"
-        ]
 
 
 def describe(trial: "FrozenTrial", study: Study) -> str:

@@ -163,16 +163,6 @@ def test_a_disk_that_fills_up_in_the_command_is_reported(study_file, monkeypatch
     assert "The disk is full ([Errno 28] No space left on device): free some space" in result.output
 
 
-def test_an_error_while_comparing_the_trials_is_reported(study_file, no_workers, monkeypatch):
-    def broken(study):
-        raise ValueError("a damaged file")
-
-    monkeypatch.setattr("helpers.studies.comparison.compare", broken)
-    result = call("sweep", study_file())
-    assert result.exit_code == 1
-    assert "their table is incomplete (ValueError: a damaged file)" in result.output
-
-
 def test_trials_on_other_machines_are_reported_with_the_overall_best(study_file, runs, no_workers):
     file = study_file(vary={"learning_rate": [0.001, 0.002]})
     optuna_study = open_study(read_study(file))
