@@ -6,20 +6,17 @@ precision costs, measured on the run's test documents. The model in runs/<run>/m
 
 import copy
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from helpers.data import open_prepared
 from helpers.data.in_memory import dialogues
 from helpers.data.sources.chat import Dialogue, find_template
-from helpers.display import MIB, PlainTextMixin, first_line, size_text
+from helpers.display import MIB, PlainTextMixin, size_text
 from helpers.evaluation import load_tuned, score
 from helpers.evaluation.record import read_section
-from helpers.files import atomic_folder, fill_template, free_bytes, is_disk_full, write_atomically
+from helpers.files import atomic_folder, fill_template, free_bytes, write_atomically
 from helpers.model import check_sound, load_model, quiet
 from helpers.settings import EvaluationSettings, SettingsError, read_run_settings, run_folder
 from helpers.sharing.gguf_file import GgufType, import_gguf, read_gguf, write_gguf
@@ -65,9 +62,6 @@ class Export(PlainTextMixin):
         )
         return f"{self.weights_file}: {_size(self.weights_file)}; {measured} on {self.protocol}"
 
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(str(self))}</p>"
-
 
 def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") -> Export:
     """Write a finished run's model in another format, and measure what that costs.
@@ -81,8 +75,8 @@ def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") 
         The folder runs/<run>/export/<format>/ and the measured perplexities. An existing export is replaced.
 
     Raises:
-        SettingsError: the run is not finished, its model is not a GPT-2 that the format supports, the disk is full, or
-            the `gguf` package is not installed; nothing is left behind.
+        SettingsError: the run is not finished, its model is not a GPT-2 that the format supports, the disk has too
+            little space, or the `gguf` package is not installed; nothing is left behind.
     """
     for name, value, values in (("to", to, FORMATS), ("type", gguf_type, TYPES)):
         if value not in values:
@@ -95,7 +89,8 @@ def export_model(run: str, *, to: Format = "gguf", gguf_type: GgufType = "f16") 
     kind = f"gguf-{gguf_type}" if to == "gguf" else to
     folder = run_folder(run) / "export" / kind
     _check_space(folder, model, kind)
-    with _explain_full_disk(folder), atomic_folder(folder) as new:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as new:
         if to == "gguf":
             file = f"{run}-{gguf_type}.gguf"
             write_gguf(new / file, model, tokenizer, name=run, gguf_type=gguf_type, sampling=sampling_of(run))
@@ -124,22 +119,6 @@ def _check_space(folder: Path, model: "GPT2LMHeadModel", kind: str) -> None:
             f"The export needs {size_text(needed)} and the disk of {folder} has {size_text(free_bytes(folder))} free: "
             "delete old checkpoints or runs, or set COURSE_RUNS to a folder on another disk."
         )
-
-
-@contextmanager
-def _explain_full_disk(folder: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except (OSError, SafetensorError) as error:  # the disk filled up meanwhile, or there is a quota
-        if isinstance(error, OSError) and not is_disk_full(error):
-            raise  # free space would not help, as with a read-only folder
-        raise SettingsError(
-            f"The export could not be written to {folder} ({first_line(error)}): nothing of it is kept. "
-            "Free some space on that disk, or set COURSE_RUNS to a folder on another one."
-        ) from None
 
 
 def _measure(

@@ -76,7 +76,7 @@ def test_the_loss_is_measured_on_the_weights_in_the_file(run):
         text = (export.folder / "README.md").read_text(encoding="utf-8")
         assert f"{export.perplexity:.4f} ({export.loss_in_quality:+.3%})" in text
         assert export.protocol in text
-        assert export.protocol in export._repr_html_()
+        assert export.protocol in str(export)
 
 
 @pytest.mark.parametrize(
@@ -167,19 +167,10 @@ def test_a_disk_that_fills_up_keeps_the_previous_export(run, runs, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(exporting, "write_gguf", fill)
-    with pytest.raises(SettingsError, match=r"No space left on device.*Free some space"):
+    with pytest.raises(OSError, match="No space left on device"):  # the command line turns it into a sentence
         export_model(run)
     assert (runs / "tiny/export/gguf-f16/tiny-f16.gguf").read_bytes() == before
     assert [path.name for path in (runs / "tiny/export").glob("[!.]*")] == ["gguf-f16"]
-
-
-def test_a_read_only_run_is_not_reported_as_a_full_disk(run, runs, monkeypatch):
-    def refuse(folder):
-        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
-
-    monkeypatch.setattr(exporting, "atomic_folder", refuse)
-    with pytest.raises(PermissionError, match="gguf-f16"):  # the command line turns it into a sentence
-        export_model(run)
 
 
 def test_without_the_gguf_package_the_error_names_the_install_command(run, monkeypatch):
