@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers.display import did_you_mean, first_line, last_part
-from helpers.files import read_json
 from helpers.paths import POCKET, find_path, paths_of, similar_paths
 from helpers.settings import MIN_VOCAB_SIZE, SettingsError, TrainingSettings
 
@@ -381,24 +380,11 @@ def _explain_errors(name: str) -> Iterator[None]:
             advice = f"you may not read its {', '.join(unreadable)}: ask the owner to change the permissions"
         elif "model.safetensors" in str(error):
             advice = "take one that has its weights in this file; a .bin file is a pickle, which can run code"
-        elif isinstance(error, FileNotFoundError) and ".safetensors" in str(error):  # weights in several files
-            advice = "this part of its weights is missing. Copy or download the model again"
         elif "custom code" in str(error):
             advice = "this course runs no code of a model; take a GPT-2"
         elif folder:
-            advice = f"its {_damaged_file(folder)} is damaged. Copy, download or train the model again"
+            advice = f"a file in {folder} is damaged or missing. Copy, download or train the model again"
         else:
             advice = "check the name and the network, or use model_name_or_path='pocket', which is shipped"
         meant = did_you_mean(name, similar_paths(name))
         raise SettingsError(f"The model {name!r} could not be loaded ({first_line(error)}): {advice}{meant}") from None
-
-
-def _damaged_file(folder: Path) -> str:
-    """Return the names of the unreadable JSON files in a model's folder; if all can be read, of the likely ones."""
-    damaged = []
-    for file in sorted(folder.glob("*.json")):
-        try:
-            read_json(file)
-        except (OSError, SettingsError):
-            damaged.append(file.name)
-    return " or ".join(damaged) or "config.json, tokenizer.json or tokenizer_config.json"

@@ -51,7 +51,7 @@ ROOMS = {
     "files": {"display", "formats", "paths", "schema"},
     "settings": {"display", "files", "paths", "schema"},
     "exercises": {"display", "files", "settings"},
-    "model": {"files", "display", "paths", "settings"},
+    "model": {"display", "paths", "settings"},
     "report": {"display", "files", "paths", "plots", "settings"},
     "course": {"display", "files", "paths", "report", "settings"},
     "data": {"display", "files", "model", "paths", "plots", "settings"},
