@@ -59,22 +59,10 @@ or '-', starting with a letter or digit.
     """
     try:
         folder = runs_folder() / _plain_name(run)
-        _refuse_other_case(folder)
     except ValueError as error:
         raise SettingsError(f"run = {quoted(run)} {error}.") from None
     refuse_long_paths(folder)
     return folder
-
-
-def _refuse_other_case(folder: Path) -> None:
-    # not Path.exists, which ignores case on Windows and macOS
-    names = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-    alike = [name for name in names if name.lower() == folder.name.lower()]
-    if alike and folder.name not in alike:
-        raise ValueError(
-            f"differs from {alike[0]!r} in {folder.parent} only in upper and lower case, and both are the same folder "
-            f"on Windows and macOS: use {alike[0]!r}, or choose another name"
-        )
 
 
 def _plain_name(name: str) -> str:

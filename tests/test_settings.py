@@ -87,14 +87,6 @@ def test_a_plain_run_name_is_a_folder_in_runs(name):
     assert run_folder(RunSettings(run=name).run).parent == runs_folder()
 
 
-def test_a_run_name_that_differs_from_another_only_in_case_is_refused(runs):
-    (runs / "Mine").mkdir(parents=True)
-    with pytest.raises(SettingsError, match=r"run = 'mine' differs from 'Mine' .* only in upper and lower case"):
-        run_folder("mine")
-    assert run_folder("Mine") == runs / "Mine"
-    assert run_folder("mine-2") == runs / "mine-2"
-
-
 def test_a_run_too_deep_for_windows_is_refused_before_anything_is_written(runs, monkeypatch):
     monkeypatch.setenv("COURSE_RUNS", str(runs / "long-folder" / ("x" * 250)))
     monkeypatch.setattr(files, "long_paths", lambda: None)

@@ -16,12 +16,6 @@ def test_a_trial_budget_cuts_the_grid(study_file):
     assert len(read_study(study_file(budgets={"trials": 3})).points) == 3
 
 
-def test_a_study_name_that_differs_from_another_only_in_case_is_refused(study_file, runs):
-    (runs / "Grid").mkdir(parents=True)
-    with pytest.raises(SettingsError, match=r"study = 'grid' differs from 'Grid' .* only in upper and lower case"):
-        read_study(study_file())
-
-
 def test_a_study_whose_trial_paths_are_too_long_for_windows_is_refused_only_there(study_file, runs, monkeypatch):
     monkeypatch.setattr(files, "long_paths", lambda: False)
     monkeypatch.setenv("COURSE_RUNS", "/r" + "x" * 155)
