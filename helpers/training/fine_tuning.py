@@ -283,7 +283,10 @@ def _train_or_resume(
             with quiet(), stoppable(trainer, stop):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except UnpicklingError:  # its message advises `weights_only=False`, which would run the code in the file
-            raise SettingsError(run_files.describe_unsafe(checkpoint)) from None
+            raise SettingsError(
+                f"{checkpoint} is refused: a file in it holds something other than tensors, which can be code that "
+                "runs when it is opened. Delete this folder; the run then continues from the checkpoint before it."
+            ) from None
     log = trainer.state.log_history
     if not any("eval_loss" in row and row["step"] == trainer.state.global_step for row in log):
         trainer.evaluate()

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from helpers.data.run_data import is_same_model, is_same_text
@@ -195,27 +194,6 @@ def _first_damaged(folder: Path, names: Iterable[str]) -> str | None:
         except (OSError, ValueError, TypeError, zipfile.BadZipFile, SafetensorError):
             return name
     return None
-
-
-def describe_unsafe(checkpoint: Path) -> str:
-    """Return why PyTorch refuses to load a checkpoint, after it did: a file that holds more than tensors."""
-    names = ", ".join(sorted(path.name for path in checkpoint.glob("*.pt*") if not _holds_tensors(path)))
-    return (
-        f"{checkpoint} is refused: its {names} holds something other than tensors, which can be code that runs when "
-        "the file is opened. Delete this folder; the run then continues from the checkpoint before it, if there is one."
-    )
-
-
-def _holds_tensors(path: Path) -> bool:
-    import torch
-    from transformers.trainer_pt_utils import safe_globals
-
-    try:
-        with safe_globals():  # of NumPy, for the random state
-            torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except UnpicklingError:
-        return False
-    return True
 
 
 def has_ended(checkpoint: Path, *, early_stopping_patience: int) -> bool:

@@ -438,7 +438,7 @@ def test_a_resumed_run_removes_what_a_killed_process_left_of_a_file(tiny_setting
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_checkpoint_that_holds_code_is_refused_with_the_name_of_its_file(tiny_settings, runs, tmp_path, name):
+def test_a_checkpoint_that_holds_code_is_refused(tiny_settings, runs, tmp_path, name):
     class Code:
         def __reduce__(self):
             return Path.touch, (tmp_path / "ran",)
@@ -447,7 +447,7 @@ def test_a_checkpoint_that_holds_code_is_refused_with_the_name_of_its_file(tiny_
     stop_after(settings, 2)
     checkpoint = last_complete_checkpoint(runs / "theirs/checkpoints")
     torch.save({"state": Code()}, checkpoint / name)
-    with pytest.raises(SettingsError, match=rf"{checkpoint.name} is refused: its {name} holds .* Delete this folder"):
+    with pytest.raises(SettingsError, match=rf"{checkpoint.name} is refused: a file in it holds .* Delete this folder"):
         fine_tune(settings)
     assert not (tmp_path / "ran").exists()
 
