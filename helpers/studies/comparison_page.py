@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_NAMED = 8  # lines with a legend entry; more could not be told apart
 _MIN_RUNS = 5  # runs; with fewer, the best quarter is one run, which every setting separates equally well
+_TOKENS_PER_STEP = {"per_device_train_batch_size", "gradient_accumulation_steps", "block_size"}  # their product
 _LOG_FACTOR = 8  # ratio of largest to smallest value from which a setting has a log scale
 
 
@@ -46,23 +47,22 @@ def plot_all(table: RunTable) -> "Iterator[tuple[str, Axes]]":
 
 
 def plot_curves(runs: Sequence[ComparedRun]) -> "Axes":
-    """Plot the validation losses of runs, in nats per token; only the first eight runs are named in the legend.
+    """Plot the validation losses of runs, in nats per token, over the tokens read, so that batch sizes are comparable.
 
-    The x axis is tokens read if every run records its tokens per step, so that batch sizes are comparable.
+    Only the first eight runs are named in the legend.
     """
     ax = new_axes(height=3.6)
     import matplotlib as mpl
 
     colours = mpl.colormaps["viridis"].resampled(min(len(runs), _MAX_NAMED) + 1)  # without its yellow end
-    in_tokens = all({"per_device_train_batch_size", "block_size"} <= set(run.settings) for run in runs if run.losses)
     for number, run in reversed([*enumerate(runs)]):  # the best run last, on top of the others
-        if not run.losses:
+        if not run.losses or not run.settings.keys() >= _TOKENS_PER_STEP:  # such as a run that lost its settings.json
             continue
         steps, values = zip(*run.losses, strict=True)
-        per_step = _tokens_per_step(run) if in_tokens else 1
+        tokens_per_step = math.prod(run.settings[name] for name in _TOKENS_PER_STEP)
         is_named = number < _MAX_NAMED
         ax.plot(
-            [step * per_step for step in steps],
+            [step * tokens_per_step for step in steps],
             values,
             ":" if run.state == "pruned" else "o-",
             markersize=3,
@@ -72,15 +72,9 @@ def plot_curves(runs: Sequence[ComparedRun]) -> "Axes":
         )
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(handles[::-1], labels[::-1], frameon=False, fontsize="small")
-    xlabel = "training tokens read" if in_tokens else "optimizer step"
-    ax.set(xlabel=xlabel, ylabel="validation loss (nats per token)")
+    ax.set(xlabel="training tokens read", ylabel="validation loss (nats per token)")
     ax.set_title("The lowest curve at the end is the best run")
     return ax
-
-
-def _tokens_per_step(run: ComparedRun) -> int:
-    batch = run.settings["per_device_train_batch_size"] * run.settings.get("gradient_accumulation_steps", 1)
-    return batch * run.settings["block_size"]
 
 
 def plot_parallel(runs: Sequence[ComparedRun], names: Sequence[str], *, by: Metric) -> "Axes":
