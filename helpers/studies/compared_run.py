@@ -84,14 +84,6 @@ def read_run(folder: Path, *, name: str = "") -> ComparedRun:
     )
 
 
-def read_test_section(run: ComparedRun) -> dict[str, Any]:
-    """Return the section `test` of a run's evaluation.json, with each test document: too much to keep for every run."""
-    try:
-        return read_json(run.folder / "evaluation.json").get("test") or {}
-    except (SettingsError, OSError):
-        return {}
-
-
 def _read_files(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the content of each file of a run ({} if missing), and a sentence if one is damaged."""
     contents: dict[str, Any] = {}

@@ -15,11 +15,11 @@ import numpy as np
 
 from helpers.display import MIB, PlainTextMixin, did_you_mean, duration_text, html_table, quoted
 from helpers.evaluation.intervals import CONFIDENCE, bootstrap_intervals
-from helpers.files import atomic_folder, read_json, write_json
+from helpers.files import atomic_folder, read_json, read_json_or_empty, write_json
 from helpers.paths import runs_folder
 from helpers.settings import SettingsError, run_folder
 from helpers.studies.comparability import METRICS, Metric
-from helpers.studies.compared_run import ComparedRun, read_run, read_test_section
+from helpers.studies.compared_run import ComparedRun, read_run
 from helpers.training.model_card import write_model_card
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class RunTable(PlainTextMixin):
 def _difference(best: ComparedRun, second: ComparedRun) -> str:
     """Return whether two runs differ by more than the choice of test documents; empty if that is not known."""
     columns = ["sha256", "bytes", "tokens", "tuned_nats"]
-    sections = [read_test_section(run) for run in (best, second)]
+    sections = [read_json_or_empty(run.folder / "evaluation.json").get("test") or {} for run in (best, second)]
     documents = [section.get("documents") for section in sections]
     if best.windows != second.windows or not all(documents):
         return ""
