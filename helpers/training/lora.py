@@ -5,8 +5,6 @@ The method is from https://arxiv.org/abs/2106.09685, implemented by `peft`. A ru
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
 
 # Never the head: it is also the token embedding, and merging would change both.
 TARGET_MODULES = ("c_attn", "c_proj", "c_fc")
+# peft uses the name that gradient checkpointing had before transformers 5.23.
+_RENAMED = {"action": "ignore", "category": FutureWarning}
 
 
 def add_adapter(
@@ -39,7 +39,7 @@ def add_adapter(
         fan_in_fan_out=True,  # GPT-2's Conv1D keeps its weights as (inputs, outputs)
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), _no_renaming_warnings():
+    with torch.random.fork_rng(), warnings.catch_warnings(**_RENAMED):
         torch.manual_seed(settings.seed)
         adapted = get_peft_model(model, config)
     if settings.gradient_checkpointing:
@@ -67,13 +67,5 @@ def merge_adapter(model: "GPT2LMHeadModel", folder: Path) -> "GPT2LMHeadModel":
     """
     from peft import PeftModel
 
-    with _no_renaming_warnings():
+    with warnings.catch_warnings(**_RENAMED):
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-
-
-@contextmanager
-def _no_renaming_warnings() -> Iterator[None]:
-    """Hide the warning that peft uses the name of gradient checkpointing from before transformers 5.23."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
