@@ -93,7 +93,6 @@ def fine_tune(
             if processes.is_first_process():
                 if (folder / "training.json").exists():
                     warnings.warn(f"The model of run {settings.run!r} is missing or damaged: made again.", stacklevel=2)
-                run_files.remove_partial_writes(folder)
                 run_files.store_changes(settings)
             with processes.one_training_at_a_time():
                 _train(settings, folder, progress=progress, watch=watch, stop=stop)

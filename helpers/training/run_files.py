@@ -7,7 +7,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -80,14 +79,6 @@ def check_same_values(run: str, values: Mapping[str, Any]) -> None:
     before = read_run_settings(run) if is_started else TrainingSettings(run=run)
     own = {name: values[name] for name in TrainingSettings.model_fields.keys() & values.keys()}
     check_same_settings(before.model_copy(update=own | {"run": run}))
-
-
-def remove_partial_writes(folder: Path) -> None:
-    """Remove what killed processes left of the files that only the holder of the run's lock writes."""
-    for name in ("history.jsonl", "settings.json", "training.json"):
-        for left in folder.glob(f"{name}.*.new"):
-            with suppress(OSError):
-                left.unlink()
 
 
 def store_changes(settings: TrainingSettings) -> None:

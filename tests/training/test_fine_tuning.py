@@ -427,16 +427,6 @@ def stop_after(settings, step):
         fine_tune(settings, stop=stop, watch=lambda _, progress: stop.set() if progress.step >= step else None)
 
 
-def test_a_resumed_run_removes_what_a_killed_process_left_of_a_file(tiny_settings, runs):
-    settings = tiny_settings.model_copy(update={"run": "killed"})
-    stop_after(settings, 2)
-    left = [runs / "killed" / f"{name}.1-2.new" for name in ("history.jsonl", "evaluation.json")]
-    for file in left:
-        file.touch()
-    fine_tune(settings)
-    assert [file.exists() for file in left] == [False, True], "notebook 4 may write the evaluation meanwhile"
-
-
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_checkpoint_that_holds_code_is_refused(tiny_settings, runs, tmp_path, name):
     class Code:
