@@ -19,7 +19,7 @@ import yaml
 from helpers.data import count_tokens, refuse_missing
 from helpers.display import GREEN, ORANGE, RED, html_table, size_text
 from helpers.files import write_atomically
-from helpers.paths import COMMAND, NOTEBOOKS, ROOT
+from helpers.paths import NOTEBOOKS, ROOT
 from helpers.settings import DataSettings, SettingsError, TrainingSettings, preset_names, run_folder
 from helpers.training import (
     CARDS,
@@ -63,7 +63,7 @@ class TrainingPanel(Panel):
             tooltip="the card that memory and time are predicted for",
             **layout,
         )
-        self._commands = w.HTML()
+        self._command = w.HTML()
         self.run = RunControls(self)
         self.preset.observe(self._choose_preset, "value")
         self.card.observe(lambda _: self.refresh(), "value")
@@ -79,7 +79,7 @@ class TrainingPanel(Panel):
         head = [self.preset, self.card, suggest, measure, save]
         self._other_widgets, self._stop_button = [*head, self.run.start], self.run.stop
         row = w.Box(head).add_class("course-row")
-        above = (row, self.gauge, self._message, self._commands)
+        above = (row, self.gauge, self._message, self._command)
         self.widget = self.frame(*above, self.common_controls(), self.run.widget, self.other_controls())
         self.refresh()
 
@@ -130,13 +130,11 @@ class TrainingPanel(Panel):
             self.run.stop.disabled = True  # it cannot stop a measurement
 
     def save(self) -> None:
-        """Write the values for papermill and show the commands that run them, or show why that is not possible."""
+        """Write the values for papermill and show the command that runs them, or show why that is not possible."""
         with self.show_errors():
-            settings = self.settings
-            path = save_parameters(settings)
-            commands = (papermill_command(path), run_command(settings))
-            lines = "".join(f"<div><code>{html.escape(command)}</code></div>" for command in commands)
-            self._commands.value = f"<div class='course-note'>Written: {html.escape(str(path))}{lines}</div>"
+            path = save_parameters(self.settings)
+            command = f"<div><code>{html.escape(papermill_command(path))}</code></div>"
+            self._command.value = f"<div class='course-note'>Written: {html.escape(str(path))}{command}</div>"
 
     def _choose_preset(self, change: Any) -> None:
         if change.new == _BY_HAND:
@@ -153,7 +151,7 @@ class TrainingPanel(Panel):
         self.preset.value = _BY_HAND
 
     def _show(self, settings: TrainingSettings) -> None:
-        self._commands.value = ""  # they run the previous values
+        self._command.value = ""  # it runs the previous values
         self.run.show_state(settings)
         self.gauge.value = gauge_html(self.plan(settings))
 
@@ -258,22 +256,9 @@ def papermill_command(path: Path) -> str:
     return _command_line(map(str, parts))
 
 
-def run_command(settings: TrainingSettings) -> str:
-    """Return the command that runs all five notebooks with the same values; defaults are left out."""
-    values = settings.model_dump()
-    changed = [name for name, field in TrainingSettings.model_fields.items() if values[name] != field.default]
-    options = [part for name in changed if name != "run" for part in ("-p", name, _argument(values[name]))]
-    return f"{COMMAND} {_command_line(['run', '--run', settings.run, *options])}"
-
-
-def _argument(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _command_line(parts: Iterable[str]) -> str:
     """Return a command line quoted for this system's shell; on Windows, for PowerShell and for cmd."""
     if sys.platform != "win32":
         return shlex.join(parts)
-    # cmd has no single quotes. list2cmdline quotes spaces, but not what one of the shells interprets: & ; , ( '
-    quoted = (subprocess.list2cmdline([part]) for part in parts)
-    return " ".join(part if re.fullmatch(r'".*"|[\w.:/\\=+-]+', part, re.DOTALL) else f'"{part}"' for part in quoted)
+    # cmd has no single quotes; a path contains no double ones
+    return " ".join(part if re.fullmatch(r"[\w.:/\\=+-]+", part) else f'"{part}"' for part in parts)

@@ -120,7 +120,7 @@ def test_a_click_that_arrives_after_the_start_changes_nothing(panel, runs):
     first = panel.thread
     for button in (widget for widget in panel._other_widgets if isinstance(widget, w.Button)):
         button._handle_button_msg(button, {"event": "click"}, [])  # as a browser sends it
-    shown = panel.settings, panel._message.value, panel.thread, panel._commands.value
+    shown = panel.settings, panel._message.value, panel.thread, panel._command.value
     go.set()
     first.join()
     assert shown == (before, "", first, "")

@@ -10,7 +10,7 @@ import yaml
 
 from helpers.data import prepare
 from helpers.display import GREEN, ORANGE, RED
-from helpers.paths import COMMAND, ROOT
+from helpers.paths import ROOT
 from helpers.settings import TrainingSettings, preset_names
 from helpers.training import CARDS, find_card, plan_run, this_processor
 from helpers.training.calibration import add_measurements
@@ -22,7 +22,6 @@ from helpers.widgets.training_panel import (
     learning_rate_at,
     memory_bar,
     papermill_command,
-    run_command,
     save_parameters,
 )
 from tests.training import fake_machine
@@ -167,43 +166,31 @@ class TestParameters:
         assert second.name == "parameters-2.yaml"
         assert "seed: 42" in first.read_text(encoding="utf-8")
 
-    def test_have_a_command_line_with_the_same_values(self):
-        command = run_command(TrainingSettings(run="kept", sample_prompt="a b", from_scratch=True, learning_rate=5e-5))
-        prompt = '"a b"' if sys.platform == "win32" else "'a b'"
-        expected = f"{COMMAND} run --run kept -p learning_rate 5e-05 -p from_scratch true -p sample_prompt {prompt}"
-        assert command == expected
-
     @pytest.mark.parametrize(
-        ("platform", "prompt", "quoted"),
+        ("platform", "file", "quoted"),
         [
-            ("linux", "a b", "'a b'"),
-            ("linux", "R&D", "'R&D'"),
-            ("win32", "a b", '"a b"'),
-            ("win32", "plain", "plain"),
-            ("win32", "R&D", '"R&D"'),  # PowerShell refuses an &, and cmd ends the command there
-            ("win32", "a;b", '"a;b"'),  # PowerShell ends the command at a semicolon, and splits at a comma
-            ("win32", "a,b", '"a,b"'),
-            ("win32", "(a)", '"(a)"'),
-            ("win32", "it's", '"it\'s"'),
-            ("win32", "<|endoftext|>", '"<|endoftext|>"'),
+            ("linux", "a b", "'a b.yaml'"),
+            ("win32", "a b", '"a b.yaml"'),
+            ("win32", "plain", "plain.yaml"),
+            ("win32", "R&D", '"R&D.yaml"'),  # PowerShell refuses an &, and cmd ends the command there
+            ("win32", "a;b", '"a;b.yaml"'),  # PowerShell ends the command at a semicolon, and splits at a comma
+            ("win32", "it's", '"it\'s.yaml"'),
         ],
     )
-    def test_have_a_command_line_quoted_for_the_systems_shell(self, monkeypatch, platform, prompt, quoted):
+    def test_have_a_command_line_quoted_for_the_systems_shell(self, monkeypatch, platform, file, quoted):
         monkeypatch.setattr(sys, "platform", platform)
-        settings = TrainingSettings(run="kept", sample_prompt=prompt)
-        assert run_command(settings).endswith(f"-p sample_prompt {quoted}")
+        assert papermill_command(Path(f"{file}.yaml")).endswith(f"-f {quoted}")
 
     def test_have_a_command_that_finds_papermill_in_the_clones_environment(self, monkeypatch):
         for scripts, typed in ((ROOT / ".venv" / "bin", str(Path(".venv/bin/papermill"))), ("/conda/bin", "papermill")):
             monkeypatch.setattr("sysconfig.get_path", lambda _, scripts=scripts: str(scripts))
             assert papermill_command(Path("a.yaml")).startswith(f"{typed} ")
 
-    def test_are_shown_with_their_commands(self, panel):
+    def test_are_shown_with_their_command(self, panel):
         panel.controls["run"].value = "kept"
         panel.save()
-        assert "03_fine_tuning.ipynb" in panel._commands.value
-        assert "-f " in panel._commands.value
-        assert f"{COMMAND} run --run kept" in panel._commands.value
+        assert "03_fine_tuning.ipynb" in panel._command.value
+        assert "-f " in panel._command.value
 
     def test_that_cannot_be_written_are_explained(self, panel, runs):
         runs.mkdir(parents=True)
