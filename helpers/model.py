@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.display import did_you_mean, first_line, last_part
 from helpers.paths import POCKET, find_path, paths_of, similar_paths
-from helpers.settings import MIN_VOCAB_SIZE, SettingsError, TrainingSettings
+from helpers.settings import SettingsError, TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -177,19 +177,11 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedToke
 
     Args:
         texts: the training text, read once. Leave out the text that you want to measure on.
-        vocab_size: maximum number of tokens: 256 bytes, the merges found in the texts, and the end-of-text token.
-
-    Raises:
-        SettingsError: the vocabulary is too small for the 256 bytes.
+        vocab_size: maximum number of tokens, at least 257: the bytes, merges found in the texts, and the end of text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Tokenizer
 
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise SettingsError(
-            f"vocab_size = {vocab_size} is too small: a byte-level vocabulary has 256 bytes and an end-of-text "
-            f"token, so use at least {MIN_VOCAB_SIZE}."
-        )
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

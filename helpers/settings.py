@@ -24,7 +24,6 @@ from helpers.schema import Settings, SettingsError, refuse_truth_value, sentence
 PRESETS = ASSETS / "presets"
 SHIPPED_TEXTS = ("fables", "python-reference")
 PATH_SETTINGS = ("source", "general_source", "model_name_or_path")  # each may be the path of a file or folder
-MIN_VOCAB_SIZE = 257  # 256 bytes and the end of text
 
 # settings that apply only to a new model
 NEW_SHAPE = ("n_layer", "n_embd", "n_head", "n_positions")
@@ -155,7 +154,7 @@ class DataSettings(RunSettings):
     )
     vocab_size: int = setting(
         4096, "tokens of a trained tokenizer: 256 bytes, the merges, and the end of text",
-        ge=MIN_VOCAB_SIZE, le=100_000, unit="tokens", log_from=512,
+        ge=257, le=100_000, unit="tokens", log_from=512,
     )  # fmt: skip
     source: PathOrName = setting(
         "fables",

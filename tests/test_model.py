@@ -385,10 +385,6 @@ class TestANewModel:
         assert tokenizer.decode(tokenizer.encode("caf\u00e9 over the hill")) == "caf\u00e9 over the hill"
         assert len(tokenizer.encode(" the fox ran over the hill")) < 10  # words of the text became tokens
 
-    def test_a_tokenizer_with_fewer_tokens_than_bytes_is_refused(self):
-        with pytest.raises(SettingsError, match=r"vocab_size = 256 is too small: .* use at least 257"):
-            train_tokenizer(self.TEXTS, vocab_size=256)
-
     def test_it_has_the_requested_shape_and_one_embedding_per_token(self):
         tokenizer = train_tokenizer(["ab ab ab"], vocab_size=4096)
         settings = self.settings(tokenizer="train", resid_pdrop=0.0, **self.SMALL)
