@@ -37,9 +37,6 @@ COMMON = (
 # slower one would show the consequences of values that are no longer there.
 CHANGING = threading.RLock()
 
-# class of a panel -> the settings that the newest one started with, and its current values
-_latest: dict[type, tuple[Settings, dict[str, Any]]] = {}
-
 
 class Panel:
     """Controls for some settings; `settings` returns their values.
@@ -50,8 +47,6 @@ class Panel:
 
     def __init__(self, settings: Settings, names: Iterable[str] | None = None) -> None:
         self._start, self._values = settings, settings.model_dump()
-        self._reset_note = _describe_reset(*_latest.get(type(self), (None, {})), settings)
-        _latest[type(self)] = (settings, self._values)
         fields = type(settings).model_fields
         self.controls = {name: make_control(name, fields[name], self._values[name]) for name in names or fields}
         self.gauge, self._message = (w.HTML().add_class("course-status") for _ in range(2))
@@ -216,8 +211,7 @@ class Panel:
 
     def frame(self, *children: w.Widget) -> w.VBox:
         """Return widgets in a frame that includes the panel's style."""
-        note = [w.HTML(f"<div class='course-note'>{html.escape(self._reset_note)}</div>")] if self._reset_note else []
-        return w.VBox([w.HTML(_STYLE), *note, *children]).add_class("course-panel")
+        return w.VBox([w.HTML(_STYLE), *children]).add_class("course-panel")
 
     def help(self) -> dict[str, str]:
         """Return the help of each control, for tooltips and screen readers."""
@@ -243,15 +237,6 @@ def sentence_about(error: Exception) -> str:
         return str(error)
     explained = explain_os_error(error) if isinstance(error, OSError) else ""
     return explained or f"{type(error).__name__}: {error} (`{COMMAND} explain` reads errors.)"
-
-
-def _describe_reset(start: Settings | None, values: Mapping[str, Any], settings: Settings) -> str:
-    """Return a sentence about values that a person had moved before the panel's cell ran again unchanged."""
-    changed = {name: value for name, value in values.items() if start == settings and value != getattr(settings, name)}
-    if not changed:
-        return ""
-    listed = ", ".join(f"{name} = {value!r}" for name, value in changed.items())
-    return f"This cell ran again, so the panel has the values of the parameters cell; moved before that: {listed}."
 
 
 def make_button(text: str, action: Callable[[], None], *, tooltip: str, icon: str = "") -> w.Button:

@@ -225,13 +225,3 @@ def test_importing_the_panels_imports_nothing_heavy():
         [sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=NOTEBOOKS.parent
     )
     assert child.stdout == "[]\n"
-
-
-def test_rerunning_a_panels_cell_lists_the_moved_values_it_discards():
-    settings = TrainingSettings(seed=12345)
-    TrainingPanel(settings).controls["learning_rate"].value = 5e-3
-    again = TrainingPanel(settings)
-    assert again.settings == settings
-    assert "moved before that: learning_rate = 0.005." in again.widget.children[1].value
-    third = TrainingPanel(settings)
-    assert all("moved before" not in getattr(child, "value", "") for child in third.widget.children)
