@@ -3,7 +3,7 @@
 Otherwise three things would be wrong: the "best so far", what a search learns, and which trials are pruned.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,21 +20,18 @@ _TEXT_SETTINGS = DataSettings.model_fields.keys() - {"run", "block_size"} - _VOC
 _MEASURED_BY = {"eval_loss": ("03", "04"), "bits_per_byte": ("04",), "perplexity": ("04",)}
 
 
-def ranking_faults(values: dict[str, Any]) -> Iterator[Fault]:
+def ranking_faults(vary: Mapping[str, Any], metric: Metric, *, prune: bool) -> Iterator[Fault]:
     """Find varied settings that change a study's metric for reasons other than a better model."""
-    vary = values.get("vary") if isinstance(values.get("vary"), dict) else {}
-    metric = values.get("optimise", "eval_loss")
     # the pruner compares validation losses, whatever metric the study optimises
-    metrics = {metric, "eval_loss"} if values.get("prune") is True else {metric}
+    metrics = {metric, "eval_loss"} if prune else {metric}
     for name, variation in vary.items():
-        if isinstance(variation, dict) or (isinstance(variation, list) and len(variation) > 1):
-            reason = _reason(name, variation, metrics)
-            if reason:
-                yield (
-                    ("vary", name),
-                    f"{reason} Make one study per value, with {name} under `settings`; `{COMMAND} compare STUDY STUDY` "
-                    "shows them side by side.",
-                )
+        is_varied = not isinstance(variation, list) or len(variation) > 1
+        if is_varied and (reason := _reason(name, variation, metrics)):
+            yield (
+                ("vary", name),
+                f"{reason} Make one study per value, with {name} under `settings`; `{COMMAND} compare STUDY STUDY` "
+                "shows them side by side.",
+            )
 
 
 def _reason(name: str, variation: Any, metrics: set[str]) -> str:
@@ -68,16 +65,15 @@ def _n_vocabularies(variation: Any) -> int:
     return len(sizes)
 
 
-def metric_faults(values: dict[str, Any], notebooks: Sequence[Path]) -> Iterator[Fault]:
+def metric_faults(metric: Metric, notebooks: Sequence[Path]) -> Iterator[Fault]:
     """Find a metric that none of the notebooks measures; what users' own notebooks measure is unknown."""
-    metric = values.get("optimise", "eval_loss")
-    measuring = _MEASURED_BY.get(metric, ())
+    measuring = _MEASURED_BY[metric]
     shipped = [path.name[:2] for path in notebooks if path.parent.absolute() == NOTEBOOKS.absolute()]
     if not notebooks and metric == "eval_loss":
         return  # training alone measures it
-    if measuring and len(shipped) == len(notebooks) and not set(measuring) & set(shipped):
+    if len(shipped) == len(notebooks) and not set(measuring) & set(shipped):
         yield (
-            ("optimise" if "optimise" in values else "notebooks",),
+            ("notebooks",),
             f"None of the notebooks {', '.join(shipped) or '[]'} measures {metric}, so every trial would fail: add "
             f'"{measuring[0]}" to `notebooks`.',
         )

@@ -14,7 +14,7 @@ from helpers.paths import ASSETS, similar_paths, stored_path
 from helpers.schema import allowed
 from helpers.settings import PATH_SETTINGS, SettingsError, TrainingSettings, known_settings
 from helpers.studies.comparability import Fault, metric_faults, ranking_faults
-from helpers.studies.study import Budgets, Range, Study, notebook_name
+from helpers.studies.study import Budgets, Range, Study
 
 STUDIES = ASSETS / "studies"
 _MAX_FAULTS = 50  # to list
@@ -73,11 +73,12 @@ def read_study(path: Path) -> Study:
     if not isinstance(values, dict):
         raise SettingsError(f"{path.name}: a study is a mapping with at least `vary`: see {STUDIES}.")
     values = {str(name): value for name, value in values.items()}
-    faults = [*_faults_between_entries(values)]
     try:
         study = Study.model_validate({"study": path.stem, "vary": {}, **_resolve_paths(values, path.absolute().parent)})
     except ValidationError as error:
-        faults += [(fault["loc"], _describe_fault(fault, values)) for fault in error.errors()]
+        faults = [(fault["loc"], _describe_fault(fault, values)) for fault in error.errors()]
+    else:
+        faults = [*_faults_between_entries(study)]
     if faults:
         located = {sentence: ".".join(map(str, location)) for location, sentence in faults}
         lines = [f"{path.name}, {place}: {sentence}" for sentence, place in located.items()]
@@ -144,25 +145,14 @@ def _describe_fault(fault: ErrorDetails, values: dict[str, Any]) -> str:
     return f"{name} = {quoted(fault['input'])} is not allowed: {expected}."
 
 
-def _faults_between_entries(values: dict[str, Any]) -> Iterator[Fault]:
-    """Find faults that involve more than one entry.
-
-    They are read from the raw values, not from a validated `Study`, so that they are reported together with all other
-    faults instead of only after those are fixed.
-    """
-    settings, vary = (
-        set(values[name]) if isinstance(values.get(name), dict) else set() for name in ("settings", "vary")
-    )
-    for name in settings & vary:
+def _faults_between_entries(study: Study) -> Iterator[Fault]:
+    """Find faults that involve more than one entry."""
+    for name in study.settings.keys() & study.vary.keys():
         yield ("vary", name), f"{name} is also under `settings`: keep it in one of the two."
-    yield from ranking_faults(values)
-    try:
-        names = [notebook_name(name) for name in values.get("notebooks", Study.model_fields["notebooks"].default)]
-    except (SettingsError, TypeError):  # pydantic reports this fault
-        return
-    notebooks = [find_notebook(name) for name in names]
-    yield from metric_faults(values, notebooks)
-    declared = set().union(*map(declared_parameters, notebooks)) if names else TrainingSettings.model_fields.keys()
-    for section, entries in (("settings", settings), ("vary", vary)):
-        for name in (entries & known_settings().keys()) - declared:
-            yield (section, name), f"None of the notebooks {', '.join(names) or '[]'} takes {name!r}."
+    yield from ranking_faults(study.vary, study.optimise, prune=study.prune)
+    notebooks = [find_notebook(name) for name in study.notebooks]
+    yield from metric_faults(study.optimise, notebooks)
+    declared = set().union(*map(declared_parameters, notebooks)) if notebooks else TrainingSettings.model_fields.keys()
+    for section, entries in (("settings", study.settings), ("vary", study.vary)):
+        for name in entries.keys() - declared:
+            yield (section, name), f"None of the notebooks {', '.join(study.notebooks) or '[]'} takes {name!r}."

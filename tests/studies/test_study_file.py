@@ -48,7 +48,6 @@ vary:
   num_train_epochs: {low: 1}
   seed: 3
   max_grad_norm: [1.0, 1.0]
-  stride: [3]
   block_size: {low: 8, hihg: 64}
 notebooks: ["03"]
 budgets:
@@ -72,7 +71,6 @@ WORDS = {
     "vary.num_train_epochs.high": "The range of num_train_epochs lacks high",
     "vary.seed": "seed = 3 is not allowed: it must be a list of values, or a range with low and high",
     "vary.max_grad_norm": "max_grad_norm has the same value twice",
-    "vary.stride": "None of the notebooks 03 takes 'stride'",
     "vary.block_size.hihg": "There is no 'hihg' here; did you mean 'high'?",
     "budgets.trial": "There is no 'trial' here; did you mean 'trials'?",
     "budgets.hours": "hours = -1 is not allowed: it must be a number, at least 0",
@@ -120,6 +118,7 @@ def test_each_error_is_reported_with_its_location(tmp_path):
         ('vary: {source: ["C:\\Daten"]}\n', "a backslash starts an escape, so write / instead"),
         ("study: 2026-13-01\nvary: {seed: [1]}\n", "this cannot be read as YAML: month must be in 1..12"),
         (f"vary: {'[' * 5000}\n", "this cannot be read as YAML: it is nested too deeply"),
+        ("vary: {stride: [3]}\nnotebooks: [3]\n", "vary.stride: None of the notebooks 03 takes 'stride'"),
         ("vary: {learning_rate: [0.001, 1e-3]}\n", "vary.learning_rate: learning_rate has the same value twice"),
     ],
 )
