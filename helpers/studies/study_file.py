@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from helpers.course import declared_parameters, find_notebook
-from helpers.display import did_you_mean, quoted
+from helpers.display import did_you_mean, first_line, quoted
 from helpers.paths import ASSETS, similar_paths, stored_path
 from helpers.schema import allowed
 from helpers.settings import PATH_SETTINGS, SettingsError, TrainingSettings, known_settings
@@ -69,7 +69,11 @@ def read_study(path: Path) -> Study:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as an impossible date
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{path.name}{where}: this cannot be read as YAML: {_problem(error)}.") from None
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise SettingsError(
+            f"{path.name}{where}: this cannot be read as YAML ({problem}): "
+            "correct it, save the file as UTF-8, and in double quotes write / instead of \\."
+        ) from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path.name}: a study is a mapping with at least `vary`: see {STUDIES}.")
     values = {str(name): value for name, value in values.items()}
@@ -85,17 +89,6 @@ def read_study(path: Path) -> Study:
         more = [f"{len(lines) - _MAX_FAULTS:,} more faults are not listed."] if len(lines) > _MAX_FAULTS else []
         raise SettingsError("\n".join(lines[:_MAX_FAULTS] + more))
     return study.model_copy(update={"storage": _make_file_absolute(study.storage, path.absolute().parent)})
-
-
-def _problem(error: Exception) -> str:
-    """Return what is wrong with invalid YAML, and a fix for what Windows paths and editors cause."""
-    if isinstance(error, yaml.reader.ReaderError):
-        return f"character {error.position} is not allowed ({error.reason}); save the file as UTF-8"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    problem = str(getattr(error, "problem", error))
-    hint = "; in double quotes a backslash starts an escape, so write / instead" if "escape" in problem else ""
-    return problem + hint
 
 
 def _make_file_absolute(address: str, folder: Path) -> str:
