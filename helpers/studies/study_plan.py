@@ -14,7 +14,7 @@ from helpers.studies.study import Range, Study, trial_name
 from helpers.training.devices import GraphicsCard, this_processor
 from helpers.training.plan import RunPlan, plan_run, planned_shape
 from helpers.training.run_files import checkpoint_bytes, disk_bytes, model_bytes
-from helpers.training.shape import read_shape
+from helpers.training.shape import UnknownShapeError
 
 _MIN_BYTES = 2**28  # disk for a trial whose model's shape is unknown: at least its notebooks
 _CONTEXT_BYTES = GIB // 2  # a CUDA context per worker after the first; `plan_run` includes the first one's
@@ -161,11 +161,11 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
     for number, point in enumerate(study.corners):
         run = trial_name(number) if study.is_grid else "A trial"
         settings = study.training_settings(point).model_copy(update={"run": run})
-        if not _is_known(settings.model_name_or_path):
-            plans = []
-            break
         try:
             plans.append(plan_run(settings, card=card or this_processor()))
+        except UnknownShapeError:
+            plans = []
+            break
         except SettingsError as error:
             raise SettingsError(f"{run} of study {study.study!r} cannot run: {error}") from None
     return StudyPlan(
@@ -193,17 +193,6 @@ def _inputs(study: Study) -> list[dict[str, Any]]:
     shared = {name: study.settings[name] for name in PATH_SETTINGS if name in study.settings}
     inputs = [shared | study.training_settings(point).model_dump(include=set(PATH_SETTINGS)) for point in study.corners]
     return [dict(pairs) for pairs in dict.fromkeys(tuple(paths.items()) for paths in inputs)]
-
-
-def _is_known(model_name_or_path: str) -> bool:
-    """Return whether a model can be planned; an unknown Hub model cannot be before its download."""
-    if Path(model_name_or_path).exists() or "/" not in model_name_or_path:
-        return True  # also for a wrong name, so that its error is reported now
-    try:
-        read_shape(model_name_or_path)
-    except SettingsError:
-        return False
-    return True
 
 
 def trial_bytes(study: Study) -> int:

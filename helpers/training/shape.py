@@ -10,6 +10,10 @@ from helpers.paths import POCKET
 from helpers.settings import SettingsError, TrainingSettings
 
 
+class UnknownShapeError(SettingsError):
+    """A model of the Hub whose shape is not known before its download."""
+
+
 class GPT2Shape(NamedTuple):
     """The values that determine a GPT-2's size; names as in `GPT2Config`, which can be used instead."""
 
@@ -49,7 +53,7 @@ def read_shape(model_name_or_path: str) -> GPT2Shape:
         return _SHAPES[name_without_owner]
     path = (POCKET if model_name_or_path == "pocket" else Path(model_name_or_path)) / "config.json"
     if not path.is_file():
-        raise SettingsError(
+        raise UnknownShapeError(
             f"The shape of the model {model_name_or_path!r} is not known here: give one of pocket, "
             f"{', '.join(_SHAPES)}, or the folder it was downloaded to."
         )
