@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 from helpers.data.sources.chat import as_question
 from helpers.display import MIB
 from helpers.files import make_weights_readable
-from helpers.settings import SettingsError, TrainingSettings
+from helpers.settings import TrainingSettings
 from helpers.training.devices import peak_bytes
 from helpers.training.guards import DiskSpaceGuard, Guard
 from helpers.training.memory import SAMPLE_TOKENS
@@ -47,11 +47,7 @@ Watch = Callable[[list[dict[str, Any]], Progress], None]
 def training_callbacks(
     settings: TrainingSettings, folder: Path, *, model: "GPT2LMHeadModel", tokenizer: Any
 ) -> list[TrainerCallback]:
-    """Return the callbacks for a run, except those that need more than its settings.
-
-    Raises:
-        SettingsError: the package for `report_to` is not installed.
-    """
+    """Return the callbacks for a run, except those that need more than its settings."""
     from transformers import EarlyStoppingCallback
 
     callbacks = [_History(folder, tokenizer, settings.sample_prompt), Guard(model.config.vocab_size)]
@@ -59,7 +55,11 @@ def training_callbacks(
     if (pruning := pruning_callback(settings.run)) is not None:
         callbacks.append(pruning)
     if settings.report_to == "tensorboard":
-        callbacks.append(_tensorboard(folder / "tensorboard"))
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+
+        # `TrainingArguments(report_to="tensorboard")` would take the folder from an environment variable
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
     if settings.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
     return callbacks
@@ -240,23 +240,3 @@ class RunDisplay(TrainerCallback):
             seconds_left=rate and (state.max_steps - state.global_step) / rate,
             memory_bytes=peak_bytes(),
         )
-
-
-def _tensorboard(folder: Path) -> TrainerCallback:
-    """Return a callback that writes the Trainer's log for TensorBoard; view it with `tensorboard --logdir runs`.
-
-    `TrainingArguments(report_to="tensorboard")` would take the folder from an environment variable, and if the package
-    is missing would not say how to install it.
-
-    Raises:
-        SettingsError: the package is not installed.
-    """
-    from transformers.integrations import TensorBoardCallback
-
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise SettingsError(
-            "report_to = 'tensorboard' needs a package that is not installed: pip install tensorboard, or use 'none'."
-        ) from None
-    return TensorBoardCallback(SummaryWriter(str(folder)))
