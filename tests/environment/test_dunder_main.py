@@ -49,6 +49,7 @@ NEW_IN_311 = {
 LATER = {
     "torch",
     "psutil",
+    "safetensors",
     "tqdm",
     "ipywidgets",
     "IPython",

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import sys
 
 import pytest
 
@@ -69,18 +70,24 @@ def test_a_file_with_invalid_content_is_named(model, name, content):
 
 
 @pytest.mark.parametrize(
-    "header", [b"[]", b"{}", b'{"wte.weight": 1}', b'{"wte.weight": {}}', b'{"wte.weight": {"data_offsets": 7}}']
+    "header", [b"[]", b'{"wte.weight": 1}', b'{"wte.weight": {}}', b'{"wte.weight": {"data_offsets": 7}}']
 )
 def test_a_damaged_safetensors_header_is_named(model, header):
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    assert [problem for problem in inspect(model).problems if "model.safetensors cannot be read" in problem]
+    assert [problem for problem in inspect(model).problems if "model.safetensors is incomplete or damaged" in problem]
 
 
-def test_truncated_weights_are_reported_with_both_sizes(model):
+def test_truncated_weights_are_reported(model):
     path = model / "model.safetensors"
-    whole = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-100])
-    assert inspect(model).problems == (f"model.safetensors is cut short ({whole - 100:,} of {whole:,} bytes)",)
+    (problem,) = inspect(model).problems
+    assert problem.startswith("model.safetensors is incomplete or damaged (")
+
+
+def test_before_the_installation_only_the_size_of_the_weights_is_read(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    result = inspect(model)
+    assert (result.problems, result.bytes) == ((), (model / "model.safetensors").stat().st_size)
 
 
 @pytest.mark.parametrize("tokenizer", [{}, {"model": None}, {"model": {}}, {"model": {"vocab": 3}}])
