@@ -113,21 +113,16 @@ def nvml_alive(machine: Machine) -> Finding:
         return _judge_cards(machine)
     if nvml.state == "absent":
         return _judge_missing_driver(machine)
-    on_wsl = machine.platform.kind == "WSL2"
     reading = f"NVML {nvml.state}: {nvml.cause}"
-    if nvml.state == "nonsense":
-        return unknown(reading, fixes.reboot(machine))
-    if nvml.state in ("hung", "crashed"):  # a known bug of NVML under WSL2, where CUDA itself works
-        advice = "Training may still work: see cuda_available."
-        return unknown(reading, advice) if on_wsl else fail(reading, fixes.reboot(machine))
-    if "NotSupported" in nvml.cause:
-        return unknown(reading)
     if "DriverNotLoaded" in nvml.cause or "NoPermission" in nvml.cause:
         return _judge_unloaded_driver(machine, reading)
-    if on_wsl and "OperatingSystem" in nvml.cause:  # "GPU access blocked by the operating system"
-        return unknown(reading, fixes.update_driver(machine))
-    if on_wsl and "Mismatch" not in nvml.cause:
+    if nvml.state == "nonsense":
         return unknown(reading, fixes.reboot(machine))
+    if "NotSupported" in nvml.cause:
+        return unknown(reading)
+    if machine.platform.kind == "WSL2" and "Mismatch" not in nvml.cause:  # NVML often fails where CUDA itself works
+        advice = "Training may still work: see cuda_available. If it does not: "
+        return unknown(reading, advice + fixes.update_driver(machine))
     return fail(reading, fixes.reboot(machine))
 
 

@@ -100,6 +100,7 @@ ON_LINUX = (
 )
 ON_WINDOWS = r"Install the newest driver for this card from https://www\.nvidia\.com/drivers and restart Windows\."
 FROM_WSL = r"On Windows install the newest driver for this card .*, then `wsl --update` and `wsl --shutdown`\."
+STILL_WORKS = r"Training may still work: see cuda_available\. If it does not: " + FROM_WSL
 WSL_SHUTDOWN = r"In PowerShell: wsl --shutdown ; then open WSL again\."
 ASK_AGAIN = r" Then ask for the wheel: /course/\.venv/bin/python -m helpers\.environment --wheel"
 CONTROL_PANEL = r"NVIDIA Control Panel, .*python\.exe, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback; .*"
@@ -253,10 +254,10 @@ STRANGE = silent("error", "NVMLError_Unknown: Unknown Error")
 ticket("an unknown error of NVML on Linux", on(LINUX, nvml=STRANGE),
        1, "gpu", "cu130", NO_NVML | {"nvml_alive": FAIL}, r"sudo reboot")
 ticket("an unknown error of NVML under WSL2", on(WSL2, nvml=STRANGE),
-       0, "gpu", "cu130", NO_NVML, also={"nvml_alive": WSL_SHUTDOWN})
+       0, "gpu", "cu130", NO_NVML, also={"nvml_alive": STILL_WORKS})
 HUNG = silent("hung", "no answer within 10 s")
 ticket("NVML hangs under WSL2, and training works", on(WSL2, nvml=HUNG),
-       0, "gpu", "cu130", NO_NVML, also={"nvml_alive": r"Training may still work: see cuda_available\."})
+       0, "gpu", "cu130", NO_NVML, also={"nvml_alive": STILL_WORKS})
 ticket("NVML hangs on Linux, and so does torch",
        on(LINUX, nvml=HUNG, torch=Torch("hung", "no answer within 20 s", version="2.13.0+cu130", cuda="13.0")),
        1, "cpu", "cu126", NO_DRIVER | {"smoke_matmul": UNKNOWN}, r"sudo reboot")
@@ -265,7 +266,7 @@ ticket("NVML crashes under WSL2, and training works (E8)", on(WSL2, nvml=CRASHED
 ticket("NVML crashes under WSL2 after it reported the card",
        on(WSL2, nvml={"state": "crashed", "cause": "ended by SIGSEGV"}),
        0, "gpu", "cu130", {"nvml_alive": UNKNOWN, "other_processes": UNKNOWN},
-       r"Training may still work: see cuda_available\.")
+       STILL_WORKS)
 ticket("NVML crashes on Linux", on(LINUX, nvml=CRASHED),
        1, "gpu", "cu130", NO_NVML | {"nvml_alive": FAIL}, r"sudo reboot")
 ticket("NVML crashes on Windows", on(WINDOWS, nvml=silent("crashed", "exit code 0xc0000005")),
@@ -505,7 +506,7 @@ ticket("a driver that sees no card, though one is on the bus",
        1, "cpu", "cu130", {"nvml_alive": FAIL, "cuda_available": FAIL}, ON_BUS)
 ticket("Windows does not let WSL2 use NVML",
        on(WSL2, nvml=silent("error", "NVMLError_OperatingSystem: GPU access blocked by the operating system")),
-       0, "gpu", "cu130", NO_NVML, also={"nvml_alive": FROM_WSL})
+       0, "gpu", "cu130", NO_NVML, also={"nvml_alive": STILL_WORKS})
 COMPAT = "CUDA initialization: Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was " \
          "attempted on non supported HW"
 HOST = r"Update the driver of the machine that runs this container \(\S+\), and reboot it\."
