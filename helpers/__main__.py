@@ -4,7 +4,6 @@
 and others work on a fresh clone; see `helpers.environment.tasks`.
 """
 
-import os
 import signal
 
 if __name__ == "__main__":
@@ -156,17 +155,9 @@ def settings() -> None:
         click.echo(f"    {field.description} ({', '.join(filter(None, (allowed(field), unit(field))))})")
 
 
-def _expand_home(arguments: list[str]) -> list[str]:
-    """Replace `~` by the home folder on Windows, where the shell does not.
-
-    Click would do this too, but it would also expand * and $, even in quotes: a prompt "*" would become file names.
-    """
-    return [os.path.expanduser(each) for each in arguments] if os.name == "nt" else arguments  # noqa: PTH111 (never raises)
-
-
 for command in (calibrate, compare, demo, doctor, explain, export, monitor, plan, share, sweep, train):
     main.add_command(command)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)
-    main(_expand_home(sys.argv[1:]), prog_name=COMMAND)
+    main(prog_name=COMMAND, windows_expand_args=False)  # click would turn a prompt "*" into file names, even in quotes
