@@ -7,7 +7,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import STATUS_MARKS, PlainTextMixin, html_table, status_badge
+from helpers.display import PlainTextMixin, html_table, status_badge
 from helpers.environment import Check
 from helpers.troubleshooting.explanation import explain
 from helpers.troubleshooting.reading import clean
@@ -41,14 +41,10 @@ class Examination(PlainTextMixin):
             return f"Nothing fails; not checked: {', '.join(unknown)}."
         return "No fault was found between text and optimizer: look at the settings next."
 
-    def __str__(self) -> str:
-        """Return the examination as text for a terminal."""
-        lines = [f"{STATUS_MARKS[c.status][0]} {c.status:8}{c.id:32}{c.reading}" for c in self.checks]
-        return clean("\n".join([*lines, "", self.verdict]))
-
     def _repr_html_(self) -> str:
         rows = ((status_badge(c.status), c.id, clean(c.reading), _advice(c)) for c in self.checks)
-        return f"<p><b>{escape(self.verdict)}</b></p>{html_table((), rows)}"
+        table = html_table(("status", "check", "reading", "what it means"), rows)
+        return f"<p><b>{escape(self.verdict)}</b></p>{table}"
 
 
 def _advice(check: Check) -> str:

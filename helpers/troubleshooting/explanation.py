@@ -21,7 +21,7 @@ from helpers.troubleshooting.known_failures import (
     read_failures,
     ruled_out,
 )
-from helpers.troubleshooting.reading import Reading, clean, read
+from helpers.troubleshooting.reading import Reading, read
 
 _MAX_CAUSES, _MAX_QUOTES = 4, 2
 _CERTAINTY = {IN_ERROR: "the error says so", IN_LOG: "seen in the log", IN_CODE: "possible"}
@@ -86,14 +86,6 @@ class Explanation(PlainTextMixin):
         notes += [f"Your own line: {self.where}"] if self.where else []
         notes += [f'The decisive line: "{self.decisive}"'] if self.decisive else []
         return notes + [f"Next, {verb}: {step}" for verb, step in zip(("run", "paste"), self.next_steps, strict=False)]
-
-    def __str__(self) -> str:
-        """Return the explanation as text for a terminal, without colours and control characters."""
-        lines = [self.headline, "", self.verdict]
-        for number, cause in enumerate(self.causes, 1):
-            lines += ["", f"{number}. {cause.id} {cause.title} ({cause.certainty})", f"   {cause.cause}"]
-            lines += [f'   seen: "{quote}"' for quote in cause.evidence] + [f"   do:   {cause.fix}"]
-        return clean("\n".join([*lines, "", *self._notes()]).rstrip())
 
     def _repr_html_(self) -> str:
         """Return the explanation as HTML for a notebook, with everything escaped."""

@@ -92,7 +92,8 @@ def test_the_evidence_is_quoted_from_the_input():
     cause = explanation.causes[0]
     assert cause.evidence == ("RuntimeError: The loss is nan at step 7",)
     assert cause.certainty == "the error says so"
-    assert f'seen: "RuntimeError: The loss is nan at step 7"\n   do:   {cause.fix}' in str(explanation)
+    assert "\nseen: RuntimeError: The loss is nan at step 7\n" in str(explanation)
+    assert f"\nwhat to do: {cause.fix}" in str(explanation)
 
 
 def test_a_line_matched_by_two_patterns_is_quoted_once_and_completely():
