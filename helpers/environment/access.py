@@ -63,17 +63,17 @@ class Access:
             return self.home_of_user()
         return None
 
-    def hugging_face_home(self) -> Path | None:
-        """Return the cache folder of Hugging Face's libraries, or None if there is no home folder for it.
+    def hub_cache(self) -> Path | None:
+        """Return the folder for downloads from the Hub, or None if there is no home folder for it.
 
         `huggingface_hub.constants` cannot be used: it reads this process's variables, only once, and is not available
         before the installation.
         """
-        if self.env.get("HF_HOME"):
-            return Path(os.path.expanduser(self.env["HF_HOME"]))  # noqa: PTH111 (never raises, unlike Path.expanduser)
         home = self.home()
         cache = self.env.get("XDG_CACHE_HOME") or (home / ".cache" if home else None)
-        return Path(cache) / "huggingface" if cache else None
+        hugging_face = self.env.get("HF_HOME") or (Path(cache, "huggingface") if cache else None)
+        hub = self.env.get("HF_HUB_CACHE") or (Path(hugging_face, "hub") if hugging_face else None)
+        return Path(os.path.expanduser(hub)) if hub else None  # noqa: PTH111 (never raises, unlike Path.expanduser)
 
     def version_of(self, name: str) -> str | None:
         """Return the installed version of a distribution, or None."""

@@ -167,7 +167,7 @@ def read_memory(access: Access | None = None) -> Memory:
 
 
 def _storage(access: Access) -> Storage:
-    folders = {"runs": runs_folder(access.env, project=access.project), "cache": access.hugging_face_home()}
+    folders = {"runs": runs_folder(access.env, project=access.project), "cache": access.hub_cache()}
     places = tuple(_place(role, folder, access) for role, folder in folders.items() if folder)
     return Storage(places, str(access.project), access.long_paths())
 

@@ -7,7 +7,6 @@ another model, or a tokenizer that loses text, are noticed at loading: see `help
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,8 @@ def read_model_files(access: Access) -> ModelFiles:
     )
 
 
-def hub_cache(access: Access) -> Path | None:
-    """Return the Hub's cache folder, or None if there is no home folder for it."""
-    if access.env.get("HF_HUB_CACHE"):
-        return Path(os.path.expanduser(access.env["HF_HUB_CACHE"]))  # noqa: PTH111 (never raises)
-    home = access.hugging_face_home()
-    return home / "hub" if home else None
-
-
 def _snapshot(access: Access) -> Path | None:
-    cache = hub_cache(access)
+    cache = access.hub_cache()
     folder = cache / f"models--{GPT2.replace('/', '--')}" if cache else None
     if folder is None or not (folder / "refs" / "main").is_file():
         return None

@@ -264,13 +264,17 @@ class TestStorage:
         ).storage
         assert [(place.role, place.path) for place in storage.places] == [
             ("runs", str(tmp_path / "a/b/c")),
-            ("cache", str(tmp_path / "me/.cache/huggingface")),
+            ("cache", str(tmp_path / "me/.cache/huggingface/hub")),
         ]
         assert queried == [tmp_path, tmp_path / "me"]
 
     @pytest.mark.parametrize(
         ("env", "cache"),
-        [({"HF_HOME": "/hf"}, "/hf"), ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface"), ({"HF_HOME": "~/hf"}, "hf")],
+        [
+            ({"HF_HOME": "/hf"}, "/hf/hub"),
+            ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
+            ({"HF_HOME": "~/hf"}, "hf/hub"),
+        ],
     )
     def test_the_cache_can_be_moved(self, make_access, monkeypatch, tmp_path, env, cache):
         monkeypatch.setenv("HOME", str(tmp_path))

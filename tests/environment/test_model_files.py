@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from helpers.environment.model_files import hub_cache, inspect, read_model_files
+from helpers.environment.model_files import inspect, read_model_files
 from helpers.paths import ROOT
 
 POCKET = ROOT / "helpers" / "assets" / "pocket"
@@ -125,14 +125,14 @@ class TestHubCache:
         ],
     )
     def test_it_is_where_huggingface_hub_puts_it(self, make_access, env, cache):
-        assert hub_cache(make_access(env=env)).as_posix() == cache
+        assert make_access(env=env).hub_cache().as_posix() == cache
 
     def test_without_a_home_folder_there_is_no_cache(self, make_access):
         def unknown_user():
             raise RuntimeError("Could not determine home directory.")
 
         access = make_access(env={}, home_of_user=unknown_user)
-        assert hub_cache(access) is None
+        assert access.hub_cache() is None
         assert read_model_files(access).gpt2 is None
 
     def download(self, make_access, small, tmp_path, revision="abc"):
