@@ -9,7 +9,7 @@ import time
 import click
 
 from helpers.environment.__main__ import main
-from helpers.environment.live import Monitor, sample, text
+from helpers.environment.live import Monitor, sample
 from helpers.paths import COMMAND
 
 _INTERVAL_SECONDS = 1.0  # between readings
@@ -34,7 +34,7 @@ def monitor(once: bool) -> None:
     try:
         while True:
             click.clear()
-            click.echo(text(watch.history, width=max(10, shutil.get_terminal_size().columns - 40)))
+            click.echo(watch.text(width=max(10, shutil.get_terminal_size().columns - 40)))
             time.sleep(_INTERVAL_SECONDS)
             watch.update()
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """The live monitor, instead of a second terminal with `nvidia-smi`: memory, load, power, temperature, processes.
 
-`sample` reads once, `History` keeps the last samples, `Monitor` shows them. Without a card it shows the computer's
+`sample` reads once, `Monitor` keeps the last samples and shows them. Without a card it shows the computer's
 memory and load. Cards are read in a child process, so that a reading can neither hang nor crash the kernel.
 """
 
@@ -60,14 +60,6 @@ def sample(*, seconds: float = 0.0, use_gpu: bool = True) -> Sample:
     return Sample(seconds, "cpu", computer)
 
 
-class History(deque):
-    """The last samples, oldest first."""
-
-    def rows(self) -> list[dict[str, float | None]]:
-        """Return one row per sample: `seconds`, `memory_gib`, `utilisation_percent` and more; see `Sample.row`."""
-        return [each.row() for each in list(self)]  # a copy: the monitor's thread keeps appending
-
-
 def sparkline(values: list[float], highest: float) -> str:
     """Return a line of small bars.
 
@@ -78,38 +70,11 @@ def sparkline(values: list[float], highest: float) -> str:
     return "".join(_BARS[max(0, min(top, round(top * value / highest)))] for value in values)
 
 
-def text(history: History, *, width: int = 60) -> str:
-    """Return the last sample and the history as lines of text, with at most `width` bars per line."""
-    last, rows = history[-1].reading, history.rows()
-    lines = [printable(last.name)]
-    for name, title, unit, limit in (
-        ("memory_gib", "memory", "GiB", (last.total_bytes or 0) / GIB),
-        ("utilisation_percent", "load", "%", 100),
-        ("power_watts", "power", "W", last.power_limit_watts),
-        ("temperature_celsius", "temperature", "°C", 100),
-    ):
-        values = [row[name] for row in rows if row[name] is not None]
-        if values:
-            highest = limit or max(values) or 1
-            has_decimals = unit in ("GiB", "W")
-            number = f"{values[-1]:.1f} of {highest:.1f} {unit}" if has_decimals else f"{values[-1]:.0f} {unit}"
-            lines.append(f"  {title:12}{number:20}{sparkline(values[-width:], highest)}")
-    for holder in last.holders:
-        size = "" if holder.used_bytes is None else size_text(holder.used_bytes)
-        lines.append(f"  process {holder.pid:<10}{size:10}{printable(holder.name)}")
-    return "\n".join(lines)
-
-
-def page(history: History) -> str:
-    """Return the text for a notebook, in the page's own colours, with everything escaped."""
-    return f"<pre>{escape(text(history))}</pre>"
-
-
 class Monitor:
-    """Shows the history; after `start()` it keeps reading until `stop()`, and before that it shows one reading."""
+    """Keeps the last samples and shows them; after `start()` it keeps reading until `stop()`."""
 
     def __init__(self, read: Callable[..., Sample], *, interval_seconds: float, length: int) -> None:
-        self.history = History(maxlen=length)
+        self.samples: deque[Sample] = deque(maxlen=length)  # oldest first
         self._read, self._interval = read, interval_seconds
         self._began, self._use_gpu = time.monotonic(), True
         self._stop = threading.Event()
@@ -121,8 +86,36 @@ class Monitor:
         """Read once more and return the sample."""
         new = self._read(seconds=time.monotonic() - self._began, use_gpu=self._use_gpu)
         self._use_gpu = new.device == "gpu"  # a card that does not answer would cost the time limit each time
-        self.history.append(new)
+        self.samples.append(new)
         return new
+
+    def rows(self) -> list[dict[str, float | None]]:
+        """Return one row per sample: `seconds`, `memory_gib`, `utilisation_percent` and more; see `Sample.row`."""
+        return [each.row() for each in list(self.samples)]  # a copy: the thread keeps appending
+
+    def text(self, *, width: int = 60) -> str:
+        """Return the last sample and those before it as lines of text, with at most `width` bars per line."""
+        last, rows = self.samples[-1].reading, self.rows()
+        lines = [printable(last.name)]
+        for name, title, unit, limit in (
+            ("memory_gib", "memory", "GiB", (last.total_bytes or 0) / GIB),
+            ("utilisation_percent", "load", "%", 100),
+            ("power_watts", "power", "W", last.power_limit_watts),
+            ("temperature_celsius", "temperature", "°C", 100),
+        ):
+            values = [row[name] for row in rows if row[name] is not None]
+            if values:
+                highest = limit or max(values) or 1
+                has_decimals = unit in ("GiB", "W")
+                number = f"{values[-1]:.1f} of {highest:.1f} {unit}" if has_decimals else f"{values[-1]:.0f} {unit}"
+                lines.append(f"  {title:12}{number:20}{sparkline(values[-width:], highest)}")
+        for holder in last.holders:
+            size = "" if holder.used_bytes is None else size_text(holder.used_bytes)
+            lines.append(f"  process {holder.pid:<10}{size:10}{printable(holder.name)}")
+        return "\n".join(lines)
+
+    def _page(self) -> str:
+        return f"<pre>{escape(self.text())}</pre>"
 
     def start(self, seconds: float = math.inf) -> None:
         """Keep reading in the background until `stop()`, or for some seconds; a second start replaces the first."""
@@ -130,7 +123,7 @@ class Monitor:
 
         self.stop()
         self._stop.clear()
-        self._widget = ipywidgets.HTML(page(self.history))
+        self._widget = ipywidgets.HTML(self._page())
         self._thread = threading.Thread(target=self._run, args=(seconds,), name="monitor", daemon=True)
         self._thread.start()
 
@@ -138,7 +131,7 @@ class Monitor:
         ends = time.monotonic() + seconds
         while not self._stop.wait(self._interval) and time.monotonic() < ends:
             self.update()
-            self._widget.value = page(self.history)
+            self._widget.value = self._page()
 
     def stop(self) -> None:
         """Stop reading; the last reading stays on the page."""
@@ -147,16 +140,14 @@ class Monitor:
             self._thread.join(_LIMIT_SECONDS + self._interval)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        still = {"text/html": page(self.history), "text/plain": text(self.history)}
+        still = {"text/html": self._page(), "text/plain": self.text()}
         if self._widget is None:
             return still
         bundle = self._widget._repr_mimebundle_(**options)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         return {**still, **data, "text/plain": still["text/plain"]}, metadata
 
-    def __str__(self) -> str:
-        """Return the last sample and the history for a terminal."""
-        return text(self.history)
+    __str__ = text
 
 
 _running: list[Monitor] = []  # the last one that `monitor` started

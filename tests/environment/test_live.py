@@ -10,7 +10,7 @@ import pytest
 from helpers.display import GIB
 from helpers.environment import live
 from helpers.environment.facts import GpuReading, Holder, Memory, Nvml
-from helpers.environment.live import History, Monitor, Sample, monitor, page, sample, sparkline, text
+from helpers.environment.live import Monitor, Sample, monitor, sample, sparkline
 
 EVIL = "<script>alert(1)</script>\x1b]0;owned\x07\x1b[2J\n"
 CARD = GpuReading(
@@ -43,8 +43,13 @@ def evil_reading(name, *holders):
     return Sample(0.0, "gpu", GpuReading(0, name, total_bytes=2 * GIB, free_bytes=GIB, holders=holders))
 
 
-def history(*samples, length=60):
-    return History(samples, maxlen=length)
+def watching(*samples, length=60):
+    """Return a monitor that has read these samples."""
+    left = iter(samples)
+    monitor = Monitor(lambda **_: next(left), interval_seconds=1, length=length)
+    for _ in samples[1:]:
+        monitor.update()
+    return monitor
 
 
 def threads():
@@ -75,7 +80,7 @@ class TestSample:
         new = sample()
         assert (new.device, new.reading) == ("gpu", CARD)
         assert new.row()["memory_gib"] == 3.0
-        assert text(history(new)).splitlines() == [
+        assert str(watching(new)).splitlines() == [
             "NVIDIA GeForce RTX 4070 Ti",
             "  memory      3.0 of 12.0 GiB     ▃",
             "  load        37 %                ▄",
@@ -103,8 +108,8 @@ class TestSample:
         nvml[:] = [Nvml("ok", driver="580.1", cards=(GpuReading(0, "card", total_bytes=12 * GIB),))]
         new = sample()
         assert new.row()["memory_gib"] is None
-        assert text(history(new)) == "card"
-        assert page(history(new)) == "<pre>card</pre>"
+        assert str(watching(new)) == "card"
+        assert watching(new)._repr_mimebundle_()["text/html"] == "<pre>card</pre>"
 
     def test_a_card_that_reported_its_memory_before_nvml_crashed_is_shown(self, nvml):
         nvml[:] = [Nvml("crashed", "ended by SIGSEGV", "580.1", cards=(CARD,))]
@@ -117,7 +122,7 @@ class TestSample:
     def test_without_a_card_the_systems_memory_is_shown(self, nvml, monkeypatch):
         monkeypatch.setattr(live, "read_memory", lambda: Memory(16 * GIB, 12 * GIB))
         assert sample().row()["memory_gib"] == 4.0
-        assert "4.0 of 16.0 GiB" in text(history(sample()))
+        assert "4.0 of 16.0 GiB" in str(watching(sample()))
 
     def test_a_row_contains_only_numbers(self):
         assert reading(1.0, utilisation_percent=5.0).row() == {
@@ -131,7 +136,7 @@ class TestSample:
 
 class TestHistory:
     def test_it_keeps_the_last_samples_oldest_first(self):
-        kept = history(*(reading(float(second)) for second in range(10)), length=3)
+        kept = watching(*(reading(float(second)) for second in range(10)), length=3)
         assert [row["seconds"] for row in kept.rows()] == [7.0, 8.0, 9.0]
 
     @pytest.mark.parametrize(
@@ -149,7 +154,7 @@ class TestHistory:
 
 class TestText:
     def test_text_shows_only_known_values(self):
-        shown = text(history(reading(0.0), reading(1.0, utilisation_percent=50.0)))
+        shown = str(watching(reading(0.0), reading(1.0, utilisation_percent=50.0)))
         assert shown.splitlines() == [
             "CPU, 4 threads",
             "  memory      2.0 of 8.0 GiB      ▃▃",
@@ -157,20 +162,20 @@ class TestText:
         ]
 
     def test_the_number_of_bars_is_the_width(self):
-        assert len(re.findall("▃", text(history(*[reading(0.0)] * 9), width=4))) == 4
+        assert len(re.findall("▃", watching(*[reading(0.0)] * 9).text(width=4))) == 4
 
     def test_power_without_a_limit_is_compared_with_the_highest_value(self):
-        shown = text(history(reading(0.0, power_watts=50.0), reading(1.0, power_watts=25.0)))
+        shown = str(watching(reading(0.0, power_watts=50.0), reading(1.0, power_watts=25.0)))
         assert shown.splitlines()[-1] == "  power       25.0 of 50.0 W      █▅"
 
     def test_text_contains_no_control_characters(self):
-        shown = text(history(evil_reading(f"card{EVIL}", Holder(18, EVIL), Holder(17, "python", GIB))))
+        shown = str(watching(evil_reading(f"card{EVIL}", Holder(18, EVIL), Holder(17, "python", GIB))))
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
         assert len(shown.splitlines()) == 4  # the name adds no line
         assert "  process 17        1.0 GiB   python" in shown
 
     def test_names_are_escaped_in_html(self):
-        shown = page(history(evil_reading("<b>card</b>", Holder(18, "<script>'&\""))))
+        shown = watching(evil_reading("<b>card</b>", Holder(18, "<script>'&\"")))._repr_mimebundle_()["text/html"]
         assert "<script" not in shown
         assert "<b>card" not in shown
         assert "&lt;b&gt;card&lt;/b&gt;" in shown
@@ -181,7 +186,7 @@ class TestText:
             reading(t, free_bytes=(8 - t) * GIB, utilisation_percent=9.0, power_watts=8.0, temperature_celsius=7)
             for t in (0, 4, 8)
         ]
-        lines = text(history(*samples)).splitlines()[1:]
+        lines = str(watching(*samples)).splitlines()[1:]
         assert [line.split()[0] for line in lines] == ["memory", "load", "power", "temperature"]
         assert lines[0].endswith(" ▁▅█")
 
@@ -189,7 +194,7 @@ class TestText:
 class TestMonitor:
     def test_a_new_monitor_has_one_reading(self):
         shown = Monitor(lambda **options: reading(**{"seconds": options["seconds"]}), interval_seconds=1, length=5)
-        assert len(shown.history) == 1
+        assert len(shown.samples) == 1
         assert str(shown).startswith("CPU, 4 threads")
 
     def test_a_card_that_stops_answering_is_not_asked_again(self, monkeypatch):
@@ -198,7 +203,7 @@ class TestMonitor:
         monkeypatch.setattr(live, "read_nvml", lambda *_: calls.append(1) or answers.pop(0))
         shown = Monitor(sample, interval_seconds=1, length=9)
         assert [shown.update().device for _ in range(3)] == ["cpu", "cpu", "cpu"]
-        assert [each.device for each in shown.history] == ["gpu", "cpu", "cpu", "cpu"]
+        assert [each.device for each in shown.samples] == ["gpu", "cpu", "cpu", "cpu"]
         assert len(calls) == 2
         assert "CPU" in str(shown)
 
@@ -206,20 +211,20 @@ class TestMonitor:
         shown = monitor()
         time.sleep(0.02)
         shown.update()
-        first, second = (row["seconds"] for row in shown.history.rows())
+        first, second = (row["seconds"] for row in shown.rows())
         assert 0 <= first < first + 0.02 <= second
 
     def test_it_keeps_reading_until_stopped_and_leaves_no_thread(self):
         pytest.importorskip("ipywidgets")
         shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=100)
         shown.start()
-        assert wait_for(lambda: len(shown.history) > 3)
+        assert wait_for(lambda: len(shown.samples) > 3)
         assert len(threads()) == 1
         shown.stop()
         assert threads() == []
-        read = len(shown.history)
+        read = len(shown.samples)
         time.sleep(0.05)
-        assert len(shown.history) == read
+        assert len(shown.samples) == read
         assert shown._widget.value.startswith("<pre")
 
     def test_it_stops_after_the_given_seconds(self):
@@ -227,7 +232,7 @@ class TestMonitor:
         shown = Monitor(lambda *, seconds, use_gpu: reading(seconds), interval_seconds=0.01, length=100)
         shown.start(0.05)
         assert wait_for(lambda: not threads())
-        assert len(shown.history) > 1
+        assert len(shown.samples) > 1
 
     def test_starting_twice_uses_one_thread_and_it_can_be_restarted(self):
         pytest.importorskip("ipywidgets")
@@ -236,9 +241,9 @@ class TestMonitor:
         shown.start()
         assert len(threads()) == 1
         shown.stop()
-        read = len(shown.history)
+        read = len(shown.samples)
         shown.start()
-        assert wait_for(lambda: len(shown.history) > read)
+        assert wait_for(lambda: len(shown.samples) > read)
         shown.stop()
         assert threads() == []
 
