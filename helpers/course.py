@@ -64,8 +64,11 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
     Raises:
         SettingsError: it is not a notebook.
     """
+    hide_uri_grammar()
+    import papermill
+
     try:
-        declared = _papermill().inspect_notebook(str(notebook))
+        declared = papermill.inspect_notebook(str(notebook))
     except Exception as error:  # noqa: BLE001 (the libraries raise anything for a damaged or foreign file)
         raise SettingsError(f"{notebook} cannot be read as a notebook ({first_line(error)}).") from None
     return {name: _literal(parameter["default"]) for name, parameter in declared.items()}
@@ -78,24 +81,12 @@ def _literal(code: str) -> Any:
         return ...
 
 
-@contextmanager
-def without_uri_grammar() -> Iterator[None]:
-    """Hide rfc3987_syntax while papermill, nbformat or nbclient is imported, which saves 2 s in each process.
+def hide_uri_grammar() -> None:
+    """Hide rfc3987_syntax before papermill, nbformat or nbclient is imported, which saves 2 s in each process.
 
     jsonschema imports it where it is installed and builds a grammar to validate URIs, which nothing here needs.
     """
-    is_missing = sys.modules.setdefault("rfc3987_syntax", None) is None  # None makes the import fail
-    try:
-        yield
-    finally:
-        if is_missing:
-            sys.modules.pop("rfc3987_syntax", None)  # another thread's block may have removed it
-
-
-def _papermill() -> Any:
-    with without_uri_grammar():
-        import papermill
-    return papermill
+    sys.modules.setdefault("rfc3987_syntax", None)  # None makes the import fail
 
 
 def run_course(
@@ -144,7 +135,8 @@ def run_course(
 
 
 def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progress: bool) -> None:
-    papermill = _papermill()
+    hide_uri_grammar()
+    import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 

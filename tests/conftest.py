@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers.course import without_uri_grammar
+from helpers.course import hide_uri_grammar
 from helpers.paths import NOTEBOOKS
 from helpers.settings import EvaluationSettings, TrainingSettings
 
-with without_uri_grammar():  # later imports reuse it
-    import nbformat
+hide_uri_grammar()  # later imports reuse it
+import nbformat  # noqa: E402
 
 
 def pytest_configure(config):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from helpers.course import this_python_kernel_manager, without_uri_grammar
+from helpers.course import hide_uri_grammar, this_python_kernel_manager
 from helpers.troubleshooting.reading import clean
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ def write_notebook(path: Path, cells: Sequence[str], *, tags: Sequence[str] = ()
 
 
 def _notebook(cells: Sequence[str]) -> "NotebookNode":
-    with without_uri_grammar():
-        import nbformat
+    hide_uri_grammar()
+    import nbformat
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -196,8 +196,8 @@ def run_cells(cells: Sequence[str], **options: Any) -> list[str]:
     `options` are those of `nbclient.NotebookClient`, such as `timeout` in seconds per cell, or `kernel_name`. If a
     kernel does not exist, dies or takes too long, nbclient raises its own error.
     """
-    with without_uri_grammar():
-        from nbclient import NotebookClient
+    hide_uri_grammar()
+    from nbclient import NotebookClient
 
     notebook = _notebook(cells)
     defaults = {"kernel_name": "python3", "timeout": _SECONDS_PER_CELL, "allow_errors": True}
