@@ -140,25 +140,15 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _remove_leftover(folder: Path) -> None:
-    """Remove a folder left by a process that was killed, or that could not remove it on Windows."""
+@contextmanager
+def _refused_in_use(what: str) -> Iterator[None]:
+    """Turn an error of the block into a sentence: Windows neither moves nor removes a folder with an open file."""
     try:
-        if os.path.lexists(folder):
-            _retry(lambda: _remove(folder))
+        yield
     except OSError as error:
         raise SettingsError(
-            f"{folder}, which an earlier run left, cannot be removed ({error}): close the programs that have it open, "
-            "or delete it yourself; then run this again."
-        ) from None
-
-
-def _set_aside(folder: Path, old: Path) -> None:
-    try:
-        _retry(lambda: folder.rename(old))
-    except PermissionError as error:
-        raise SettingsError(
-            f"{folder} cannot be replaced ({error}): its old content is still there. Restart the kernel of "
-            "each notebook that has it open, and close other programs that do; then run this again."
+            f"{what} ({error}): restart the kernel of each notebook that has it open, and close other programs that "
+            "do; then run this again."
         ) from None
 
 
@@ -179,14 +169,16 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     with FileLock(folder.with_name(f".{folder.name}.new.lock")):
         if old.exists() and not folder.exists():
             old.rename(folder)  # a process died between the two moves below
-        for leftover in (new, old):
-            _remove_leftover(leftover)
+        for leftover in filter(os.path.lexists, (new, old)):  # of a process that was killed
+            with _refused_in_use(f"{leftover}, which an earlier run left, cannot be removed"):
+                _retry(lambda folder=leftover: _remove(folder))
         new.mkdir()
         try:
             yield new
             make_weights_readable(new)
             if folder.exists():
-                _set_aside(folder, old)
+                with _refused_in_use(f"{folder} cannot be replaced, and its old content is still there"):
+                    _retry(lambda: folder.rename(old))
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise

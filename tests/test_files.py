@@ -232,7 +232,7 @@ def test_a_folder_in_use_is_reported_and_stays(folder, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.rename", in_use)  # as Windows does where a file of it is open
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(SettingsError, match="Restart the kernel of each notebook"), atomic_folder(folder):
+    with pytest.raises(SettingsError, match=r"still there .*: restart the kernel"), atomic_folder(folder):
         pass
     assert names(folder) == ["data", "data/before"]
 
@@ -260,7 +260,7 @@ def test_a_leftover_folder_in_use_is_named(folder, monkeypatch, left):
     folder.with_name(left).mkdir()
     monkeypatch.setattr("helpers.files.shutil", SimpleNamespace(rmtree=in_use))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    words = rf"{left}, which .* cannot be removed .*: close the programs"
+    words = rf"{left}, which .* cannot be removed .*: restart the kernel"
     with pytest.raises(SettingsError, match=words), atomic_folder(folder):
         pass
     assert names(folder) == ["data", left, "data/before"]
