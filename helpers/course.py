@@ -159,8 +159,8 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], *, progre
             )
     except PapermillExecutionError as error:
         raise CourseError(
-            f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {_sentence(error.evalue)} "
-            f"The executed notebook with its traceback is {output}."
+            f"{notebook.name} failed in cell {error.exec_count}; the executed notebook with its traceback is {output}. "
+            f"{error.ename}: {' '.join(printable(error.evalue).split())}"
         ) from None
     except (DeadKernelError, CellTimeoutError) as error:
         raise CourseError(f"{notebook.name} lost its kernel: {error}. What ran is in {output}.") from None
@@ -280,13 +280,3 @@ def _report_unless_kernel_died(loop: asyncio.AbstractEventLoop, context: dict[st
 
     if not isinstance(context.get("exception"), DeadKernelError):
         loop.default_exception_handler(context)
-
-
-def _sentence(message: str) -> str:
-    r"""Return an error's message on one line, with a full stop.
-
-    >>> _sentence("expected 3\n  but got 4")
-    'expected 3 but got 4.'
-    """
-    line = " ".join(printable(message).split())
-    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -81,7 +81,7 @@ def test_evaluating_an_unknown_run_warns_before_it_is_trained(write_notebook, wi
 def test_a_failing_cell_leaves_the_executed_notebook_and_the_report(write_notebook):
     good = write_notebook("01_a.ipynb", 'run = "x"', "print('fine')")
     bad = write_notebook("02_b.ipynb", 'run = "x"', "print('before')", "raise ValueError('broken')", "print('never')")
-    with pytest.raises(CourseError, match=r"02_b\.ipynb failed in cell 4: ValueError: broken\. The executed") as error:
+    with pytest.raises(CourseError, match=r"02_b\.ipynb failed in cell 4; .*\. ValueError: broken") as error:
         run_course([good, bad], run="mine", parameters={})
     assert str(run_folder("mine") / "notebooks" / "02_b.ipynb") in str(error.value)
     kinds = [output.output_type for output in outputs("mine", "02_b.ipynb")]
@@ -124,7 +124,7 @@ def test_a_link_in_place_of_the_executed_notebook_is_replaced(write_notebook, ru
 
 def test_a_multi_line_error_is_shown_on_one_line(write_notebook):
     bad = write_notebook("01_a.ipynb", 'run = "x"', "raise ValueError('one\\n  \\x1b[1mtwo\\x1b[0m')")
-    with pytest.raises(CourseError, match=r"ValueError: one two\. The executed notebook") as error:
+    with pytest.raises(CourseError, match=r"ValueError: one two$") as error:
         run_course([bad], run="mine", parameters={})
     assert "\n" not in str(error.value)
 
