@@ -8,7 +8,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -21,7 +21,6 @@ _DELIMITERS = ",\t;|"  # Excel writes semicolons in much of Europe, and tabs as 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _MERGED_LINES = 3
 _MAX_NOTES = 10  # on headers and rows of a source, which may have thousands of files
-_FIRST_LINE = 100  # characters of a JSON file that show its form
 
 
 def check_names(columns: Sequence[str], name: str) -> None:
@@ -109,32 +108,12 @@ def _note_merged(values: list[str], n_columns: int, delimiter: str, place: str, 
         )
 
 
-def json_lines(name: str, chunks: Iterable[str]) -> Iterator[Row]:
-    """Yield the objects of a JSON Lines file; empty lines are skipped.
-
-    A file with this suffix that holds one list, or objects that span several lines, is read as JSON.
-    """
-    chunks = iter(chunks)
-    head = ""
-    for chunk in chunks:
-        head += chunk
-        if "\n" in (start := head.lstrip()) or len(start) > _FIRST_LINE:  # the file may be one long line
-            break
-    chunks = chain([head], chunks)
-    first_line = head.lstrip().partition("\n")[0].rstrip()
-    if first_line == "{" or re.match(r"\[\s*(\{|$)", first_line):
-        yield from json_rows(name, chunks)
-        return
-    for number, line in enumerate(split_lines(chunks, name=name), start=1):
-        if line and not line.isspace():
-            yield f"line {number}", _check_object(_loads(json.loads, line, name, number), f"{name}, line {number}")
-
-
 def json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:
-    """Yield the rows of a JSON file.
+    """Yield the rows of a JSON or JSON Lines file.
 
-    It may be a list of objects or of texts, objects one after the other, or a single object: a row with a `text`, a
-    list of rows in one field, a list per column, or an object per row or column, as pandas writes them.
+    It may be a list of objects or of texts, objects one after the other, in one line each or in several, or a single
+    object: a row with a `text`, a list of rows in one field, a list per column, or an object per row or column, as
+    pandas writes them.
     """
     values = _json_values(name, chunks)
     first = list(islice(values, 2))
@@ -177,21 +156,6 @@ def _check_object(value: Any, place: str) -> dict[str, Any]:
     return value
 
 
-def _loads(load: Callable[..., Any], text: str, name: str, line: int, *place: int) -> Any:
-    """Decode JSON; raise `SettingsError` also for valid JSON that Python cannot decode."""
-    try:
-        return load(text, *place)
-    except json.JSONDecodeError as error:
-        if place:
-            raise
-        raise SettingsError(f"{name}, line {line} is broken JSON ({error.msg}): fix the line.") from None
-    except RecursionError:
-        reason = "is nested too deeply"
-    except ValueError:  # Python refuses to read such a number, because that takes quadratic time
-        reason = "holds a number of more than 4,300 digits"
-    raise SettingsError(f"{name}, line {line} {reason}: it is not a row of text, so delete or fix it.")
-
-
 def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any, bool]]:
     """Yield for each value its first line, the value, and whether the values are in a list.
 
@@ -212,15 +176,22 @@ def _json_values(name: str, chunks: Iterable[str]) -> Iterator[tuple[int, Any, b
                 position += is_list
                 continue
             try:
-                value, end = _loads(decode, buffer, name, line, begin)
+                value, end = decode(buffer, begin)
             except json.JSONDecodeError as error:
                 if chunk is None or _is_broken(error, buffer):
-                    error_line = line + buffer.count("\n", begin, error.pos)
+                    last_line = line + buffer.count("\n", begin, error.pos)
+                    start = f"; its value begins in line {line}" if line < last_line else ""
                     raise SettingsError(
-                        f"{name}, line {error_line} is broken JSON ({error.msg}): fix the line."
+                        f"{name}, line {last_line} is broken JSON ({error.msg}{start}): fix the line."
                     ) from None
                 check_length(len(buffer) - begin, f"{name}, line {line} has a value")
                 break
+            except (RecursionError, ValueError) as error:  # valid JSON that Python cannot decode
+                is_deep = isinstance(error, RecursionError)
+                reason = "is nested too deeply" if is_deep else "holds a number of more than 4,300 digits"
+                raise SettingsError(
+                    f"{name}, line {line} {reason}: it is not a row of text, so delete or fix it."
+                ) from None
             yield line, value, is_list
             line, position = line + buffer.count("\n", begin, end), end
         buffer = buffer[position:]

@@ -19,7 +19,7 @@ from helpers.data.sources.own_split import Division, divide_files, name_parts
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, describe_markup, recognise
 from helpers.data.sources.refused_files import refuse_other_kinds
-from helpers.data.sources.rows import Row, csv_rows, json_lines, json_rows
+from helpers.data.sources.rows import Row, csv_rows, json_rows
 from helpers.data.sources.tables import (
     Table,
     find_text_column,
@@ -31,7 +31,6 @@ from helpers.data.sources.tables import (
 from helpers.settings import DataSettings, SettingsError
 
 _SHARD = re.compile(r"-\d+-of-\d+")
-_JSON = {".json": json_rows, ".jsonl": json_lines, ".ndjson": json_lines}
 _EXPANSION = {".gz": 3, ".zst": 3, ".parquet": 2}  # estimated bytes of text per byte on disk
 
 
@@ -217,7 +216,7 @@ class Source:
         if kind in (".csv", ".tsv"):
             delimiter = "\t" if kind == ".tsv" else ","
             return peek_columns(name, csv_rows(name, text, delimiter=delimiter, notes=self._notes_on_rows))
-        return peek_columns(name, _JSON[kind](name, text))
+        return peek_columns(name, json_rows(name, text))
 
     def _texts(self, table: Table) -> Iterator[str]:
         """Return the texts of a table's rows."""

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from helpers.data.sources import Source
 from helpers.data.sources.hub import open_saved
-from helpers.data.sources.rows import json_lines
+from helpers.data.sources.rows import json_rows
 from helpers.data.sources.tables import Table, parquet_table, rows_of_one_part
 from helpers.display import MIB
 from helpers.settings import DataSettings, SettingsError
@@ -166,7 +166,7 @@ def test_json_lines_in_a_json_file_are_all_rows_even_if_the_first_contains_a_lis
 
 def test_json_in_one_long_line_is_read_incrementally():
     chunks = iter(["[", *['{"text": "a fox"}, '] * 100, '{"text": "a crow"}]'])
-    assert next(json_lines("a.jsonl", chunks)) == ("line 1", {"text": "a fox"})
+    assert next(json_rows("a.jsonl", chunks)) == ("line 1", {"text": "a fox"})
     assert len(list(chunks)) > 80
 
 
