@@ -39,7 +39,7 @@ _COMPARISON = _form(
     {"source": str, "verdict": str, "text_sha256": str, "base": _SCORE, "tuned": _SCORE, "difference": _DIFFERENCE},
     documents=list[_DOCUMENT],
 )  # fmt: skip
-_COPIED = _form({"text": str, "longest_words": _Count})
+_COPIED = _form({"text": str, "longest_tokens": _Count})
 _SPEECH = _form({"settings": _Values, "decodings": list[_form({"decoding": str, "sample": str})]}, before=str)
 _OBJECT = _form({})
 _FORMS = {

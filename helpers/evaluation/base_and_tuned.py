@@ -329,7 +329,7 @@ def measure_copying(settings: EvaluationSettings) -> CopyReport:
     max_tokens = max(_PROMPT_TOKENS, model.config.n_positions - settings.max_new_tokens)  # longest possible question
     pairs = [(prompt, rest) for prompt, rest in pairs if 0 < len(prompt) <= max_tokens and rest]
     if not pairs:
-        return CopyReport([], [], [], [], [], {})
+        return CopyReport([], [], [], {})
     prompts = [_decode_beginning(prompt, tokenizer) for prompt, _ in pairs]
     samples = generate(model, tokenizer, prompts, settings, num_return_sequences=1)
     # A longer text shares longer runs by chance, and many samples end before `max_new_tokens`.

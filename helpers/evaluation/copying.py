@@ -5,7 +5,6 @@ a control, because any two texts share some common phrases.
 """
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -124,23 +123,6 @@ def _split_corpus(corpus: Iterable[Sequence[int]]) -> Iterator[tuple[np.ndarray,
         yield np.concatenate(rows), starts, first
 
 
-def find_longest_in_words(texts: Sequence[str], corpus: Iterable[str]) -> list[int]:
-    """Return the longest run of words that each text shares with a corpus, ignoring case and punctuation."""
-    word_ids: dict[str, int] = {}  # only words of `texts`: numbering the corpus's words would take memory
-    queries = [[word_ids.setdefault(word, len(word_ids)) for word in split_words(text)] for text in texts]
-    documents = ([word_ids.get(word, NO_ID) for word in split_words(text)] for text in corpus)
-    return [match.longest for match in find_copies(queries, documents)]
-
-
-def split_words(text: str) -> list[str]:
-    """Return the words of a text in lower case, without punctuation.
-
-    >>> split_words("The Fox -- and the Owl!")
-    ['the', 'fox', 'and', 'the', 'owl']
-    """
-    return re.findall(r"\w+", text.casefold())
-
-
 def measure_novelty(matches: Sequence[Match], n: int) -> float | None:
     """Return the share of the texts' n-grams that are not in the training text (https://arxiv.org/abs/2111.09509).
 
@@ -164,15 +146,12 @@ class CopyReport(PlainTextMixin):
     Attributes:
         samples, control: one match per sample and per held-out text.
         sample_pieces: for each sample, the text of each of its tokens.
-        sample_words, control_words: the longest run of each in words, ignoring case and punctuation.
         titles: the first line of each training document, by number, that shares runs with the samples.
     """
 
     samples: list[Match]
     control: list[Match]
     sample_pieces: list[list[str]]
-    sample_words: list[int]
-    control_words: list[int]
     titles: dict[int, str]
 
     @property
@@ -184,13 +163,9 @@ class CopyReport(PlainTextMixin):
                 "texts": len(matches),
                 "longest_tokens": max(match.longest for match in matches),
                 "mean_longest_tokens": sum(match.longest for match in matches) / len(matches),
-                "longest_words": max(in_words),
                 **{f"novel_{n}": measure_novelty(matches, n) for n in (2, 4, 8)},
             }
-            for name, matches, in_words in (
-                ("samples", self.samples, self.sample_words),
-                ("held-out text", self.control, self.control_words),
-            )
+            for name, matches in (("samples", self.samples), ("held-out text", self.control))
             if matches
         ]
 
@@ -249,27 +224,20 @@ def search_training_text(
     `samples`, without their prompts, and `control`, of about the same length, are token ids; the documents may be the
     column of a data set, which is read bit by bit.
     """
-    texts = [tokenizer.decode(list(ids)) for ids in (*samples, *control)]
-    with progress_bar(2 * len(training), unit="documents") as bar:
-        matches = find_copies([*samples, *control], _count(_tokenize(training, tokenizer), bar))
-        word_runs = find_longest_in_words(texts, _count(training, bar))
+    with progress_bar(len(training), unit="documents") as bar:
+        matches = find_copies([*samples, *control], _tokenize(training, tokenizer, bar))
     n = len(samples)
     pieces = [_split_tokens(tokenizer, ids) for ids in samples]
     documents = {document for match in matches[:n] for _, _, document in match.spans(2)}
     titles = {number: cut(training[number].strip().split("\n")[0], 60) for number in sorted(documents)}
-    return CopyReport(matches[:n], matches[n:], pieces, word_runs[:n], word_runs[n:], titles)
+    return CopyReport(matches[:n], matches[n:], pieces, titles)
 
 
-def _count(documents: Iterable[Any], bar: Any) -> Iterator[Any]:
-    for document in documents:
-        yield document
-        bar.update()
-
-
-def _tokenize(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[np.ndarray]:
+def _tokenize(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", bar: Any) -> Iterator[np.ndarray]:
     tokens = TokenStream(tokenizer)  # several times as fast as the tokenizer
     for batch in batches_of(documents):
         ids, n_tokens = tokens.encode(batch, with_ends=False)
+        bar.update(len(batch))
         yield from np.split(ids, n_tokens.cumsum()[:-1])
 
 

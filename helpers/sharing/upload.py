@@ -161,9 +161,9 @@ def copying_verdict(run: str) -> str:
     copying = read_section(run, "copying")
     if not copying:
         return "not measured. Run notebook 4 for this run first, and read its report."
-    longest = {row["text"]: row["longest_words"] for row in copying["rows"]}
-    values = " and ".join(f"{words} in {text}" for text, words in longest.items())
-    sentence = f"the longest run shared with the training text, in words, is {values}"
+    longest = {row["text"]: row["longest_tokens"] for row in copying["rows"]}
+    values = " and ".join(f"{tokens} in {text}" for text, tokens in longest.items())
+    sentence = f"the longest run shared with the training text, in tokens, is {values}"
     if "held-out text" not in longest:
         return f"{sentence}."
     longer = longest["samples"] > longest["held-out text"]

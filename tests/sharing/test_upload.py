@@ -231,11 +231,11 @@ def test_an_unknown_licence_is_refused(small_run, api):
 
 
 @pytest.mark.parametrize(
-    ("words", "verdict"), [((12, 9), "longer than what real text"), ((9, 9), "no longer than what real text")]
+    ("tokens", "verdict"), [((12, 9), "longer than what real text"), ((9, 9), "no longer than what real text")]
 )
-def test_the_copying_verdict_compares_with_the_control(run, words, verdict):
-    rows = [{"text": t, "longest_words": n} for t, n in zip(("samples", "held-out text"), words, strict=True)]
+def test_the_copying_verdict_compares_with_the_control(run, tokens, verdict):
+    rows = [{"text": t, "longest_tokens": n} for t, n in zip(("samples", "held-out text"), tokens, strict=True)]
     record.write_section(run, "copying", {"rows": rows})
     text = copying_verdict(run)
-    assert f"in words, is {words[0]} in samples and {words[1]} in held-out text" in text
+    assert f"in tokens, is {tokens[0]} in samples and {tokens[1]} in held-out text" in text
     assert f": {verdict}" in text

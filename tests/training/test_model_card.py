@@ -93,8 +93,8 @@ def test_a_run_without_a_model_has_no_card():
     assert write_model_card("mine") is None
 
 
-def test_no_copied_words_are_shown_as_0_and_unmeasured_values_as_empty():
-    copying = {"rows": [{"text": "samples", "longest_words": 0, "novel_8": None}]}
+def test_no_copied_tokens_are_shown_as_0_and_unmeasured_values_as_empty():
+    copying = {"rows": [{"text": "samples", "longest_tokens": 0, "novel_8": None}]}
     assert "| samples | 0 |  |" in card_text(TrainingSettings(), FACTS, {"copying": copying})
 
 
