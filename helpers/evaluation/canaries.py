@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from helpers.data.run_data import load_run_tokenizer, open_prepared
+from helpers.data.run_data import open_prepared
 from helpers.evaluation.base_and_tuned import load_tuned
 from helpers.evaluation.scoring import compute_token_nats
 from helpers.model import on_device
@@ -73,7 +73,8 @@ def plant_canaries(
 
 def rank_secret(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, canary: Canary) -> int:
     """Return the rank of a canary's secret among all candidates; 1 is the likeliest."""
-    rows = [_encode_candidate(tokenizer, canary, number) for number in range(N_CANDIDATES)]
+    texts = [f"\n\n{canary.sentence(number)}" for number in range(N_CANDIDATES)]
+    rows = [[tokenizer.eos_token_id, *ids] for ids in tokenizer(texts, verbose=False)["input_ids"]]
     lengths, width = np.array([len(row) for row in rows]), max(map(len, rows))
     # Padded on the right without a mask: in a causal model, later tokens do not change a token's probability.
     ids = np.array([row + [tokenizer.eos_token_id] * (width - len(row)) for row in rows])  # (candidates, T)
@@ -82,27 +83,11 @@ def rank_secret(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, cana
     return 1 + int((nats < nats[canary.secret]).sum())
 
 
-def _encode_candidate(tokenizer: PreTrainedTokenizerBase, canary: Canary, number: int) -> list[int]:
-    return [tokenizer.eos_token_id, *tokenizer.encode(f"\n\n{canary.sentence(number)}", verbose=False)]
-
-
-def _refuse_short_blocks(settings: TrainingSettings, canaries: Sequence[Canary]) -> None:
-    """Raise `SettingsError` if no block, and perhaps not even the model, can hold a complete canary."""
-    tokenizer = load_run_tokenizer(settings)
-    longest = max(len(_encode_candidate(tokenizer, canary, canary.secret)) for canary in canaries)
-    if longest > settings.block_size:
-        raise SettingsError(
-            f"block_size = {settings.block_size} is too short for a canary: with this tokenizer a sentence takes up to "
-            f"{longest} tokens. Use a run with longer blocks."
-        )
-
-
 def measure_exposure(settings: TrainingSettings, *, repeats: Sequence[int] = REPEATS) -> list[dict[str, Any]]:
     """Train a copy of a run on its text with planted canaries, and measure their exposure.
 
     The copy is the run `<run>-canaries`; the run itself and its source stay unchanged. This takes as long as the run.
-    `SettingsError`: the run has no data yet, too few documents for `repeats` (see `plant_canaries`), or blocks
-    that are shorter than a canary.
+    `SettingsError`: the run has no data yet, or too few documents for `repeats` (see `plant_canaries`).
 
     Returns:
         One row per canary: `sentence`, `repeats` (in the copy's training part, which is split anew), `rank`,
@@ -110,7 +95,6 @@ def measure_exposure(settings: TrainingSettings, *, repeats: Sequence[int] = REP
     """
     documents = open_prepared(settings.run).documents["train"]["text"][:]
     planted, canaries = plant_canaries(documents, seed=settings.seed, repeats=repeats)
-    _refuse_short_blocks(settings, canaries)
     run = f"{settings.run[:55]}-canaries"  # the name of a run has at most 64 characters
     source = run_folder(run) / "planted.jsonl"
     source.parent.mkdir(parents=True, exist_ok=True)

@@ -86,14 +86,6 @@ def test_source_settings_of_the_run_are_not_applied_to_the_canary_run(tiny_setti
     assert copy_of_run.learning_rate == settings.learning_rate
 
 
-def test_blocks_too_short_for_a_canary_are_refused_before_training(tiny_settings, runs):
-    settings = tiny_settings.model_copy(update={"block_size": 16})
-    prepare(settings)
-    with pytest.raises(SettingsError, match=r"block_size = 16 is too short .* takes up to 1\d tokens"):
-        measure_exposure(settings, repeats=(0, 4))
-    assert not (runs / "tiny-canaries").exists()
-
-
 def test_a_run_without_data_is_an_error(tiny_settings):
     with pytest.raises(SettingsError, match="holds no data yet"):
         measure_exposure(tiny_settings)
