@@ -60,7 +60,11 @@ def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> 
             while chunk := stream.read(CHUNK_BYTES):
                 n_new, n_read = raw.tell() - n_read, raw.tell()
                 n_decompressed += len(chunk)
-                check_expansion(file, n_decompressed, n_read)
+                if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * n_read):
+                    raise SettingsError(
+                        f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does, so it was "
+                        "not unpacked. If you trust it, unpack it yourself and use the unpacked file."
+                    )
                 if advance:
                     advance(n_new)
                 yield chunk
@@ -68,15 +72,6 @@ def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> 
         cause = error.strerror or str(error)
         fix = ": download or compress it again" if codec else ""
         raise SettingsError(f"{file} cannot be read ({cause}){fix}.") from None
-
-
-def check_expansion(file: Path, n_decompressed: int, n_read: int) -> None:
-    """Raise `SettingsError` if the bytes read from a file expanded far more than text can."""
-    if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * n_read):
-        raise SettingsError(
-            f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does, so it was not "
-            "unpacked. If you trust it, unpack it yourself and use the unpacked file."
-        )
 
 
 def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:

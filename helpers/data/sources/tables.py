@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers.data.sources.documents import check_length
-from helpers.data.sources.encodings import check_expansion
 from helpers.data.sources.own_split import part_of
 from helpers.data.sources.rows import Row, check_names, is_message
 from helpers.display import first_line
@@ -168,11 +167,9 @@ def parquet_table(file: Path, *, advance: Callable[[int], None] | None = None) -
         columns = {field.name: kind_of_type(field.type) for field in table.schema_arrow}
 
     def rows(wanted: Sequence[str]) -> Iterator[Row]:
-        n_bytes, n_rows, n_decompressed = file.stat().st_size, 0, 0
+        n_rows, n_bytes = 0, file.stat().st_size
         with _open_parquet(file) as table:
             for batch in table.iter_batches(_BATCH, columns=list(wanted)):
-                n_decompressed += sum(map(_decoded_bytes, batch.columns))
-                check_expansion(file, n_decompressed, n_bytes)
                 for values in batch.to_pylist():
                     n_rows += 1
                     yield f"row {n_rows}", values
@@ -180,12 +177,6 @@ def parquet_table(file: Path, *, advance: Callable[[int], None] | None = None) -
                     advance(n_bytes * batch.num_rows // table.metadata.num_rows)
 
     return Table(str(file), columns, rows)
-
-
-def _decoded_bytes(column: Any) -> int:
-    import pyarrow as pa
-
-    return (column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column).nbytes
 
 
 @contextmanager

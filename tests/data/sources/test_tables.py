@@ -188,17 +188,6 @@ def test_the_text_column_is_chosen_from_many_rows_and_named(tmp_path, case):
     assert read(path, text_column="title")[0][-1] == "B", "the setting decides"
 
 
-@pytest.mark.parametrize("is_categorical", [False, True])
-def test_a_parquet_file_that_expands_too_much_is_refused(tmp_path, is_categorical):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    texts = pa.array(["a story of a fox " * 60] * 20_000)  # 20 MB in 6 KB
-    pq.write_table(pa.table({"text": texts.dictionary_encode() if is_categorical else texts}), tmp_path / "a.parquet")
-    with pytest.raises(SettingsError, match=r"a\.parquet expands to more than 200 times its size"):
-        read(tmp_path / "a.parquet")
-
-
 @pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])  # as Polars and others write them
 def test_the_longest_column_of_a_parquet_file_is_the_text(tmp_path, kind):
     import pyarrow as pa
