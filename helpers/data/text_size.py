@@ -1,20 +1,14 @@
 """How many tokens a training text has, before it is read: counted, published or estimated."""
 
-import functools
 import math
 from typing import NamedTuple
 
 from helpers.data.sources import Source
-from helpers.data.sources.source import take_pieces
 from helpers.files import read_json
-from helpers.model import check_model_name
-from helpers.paths import POCKET
 from helpers.settings import DataSettings, SettingsError, run_folder
 
 _BYTES_PER_TOKEN = {"pocket": 2.7}
 _GPT2_BYTES_PER_TOKEN = 4.3
-_GPT2_TOKEN_LENGTH = 1.4  # average length of a GPT-2 token, in tokens of the pocket model
-_SAMPLE_CHARACTERS = 50_000  # tokenized for an estimate, in 0.1 s
 _UNKNOWN_TOKENS = 1_000_000
 _HUB_TOKENS = {  # tokens of GPT-2's tokenizer in the training and in the validation part
     ("Salesforce/wikitext", "wikitext-2-raw-v1"): (2_400_000, 250_000),
@@ -65,48 +59,17 @@ def _tokens_by_size(settings: DataSettings) -> TokenCounts:
         sizes = Source(settings).size_by_part()
     except (SettingsError, OSError):  # `prepare` reports what is wrong
         return TokenCounts(0, 0, "")
-    text_settings = settings.model_copy(update={"run": "any", "block_size": 8}).part(DataSettings)
-    counted = _counted_bytes_per_token(text_settings) if sizes else None
     shares = {"validation": settings.validation_share, "test": settings.test_share}
     train_share = 1 - sum(share for part, share in shares.items() if part not in sizes)
     n_bytes = sizes.get("train", sizes.get("", 0))
     held_out = sizes.get("validation", settings.validation_share * n_bytes)
-    bytes_per_token = counted or _bytes_per_token(settings)
-    reason = "about, from the size of the text " + ("and its beginning" if counted else "if it is English")
+    bytes_per_token = _bytes_per_token(settings)
+    reason = "about, from the size of the text if it is English"
     return TokenCounts(int(train_share * n_bytes / bytes_per_token), int(held_out / bytes_per_token), reason)
 
 
-@functools.lru_cache  # a study plans many runs on one text
-def _counted_bytes_per_token(settings: DataSettings) -> float | None:
-    """Return the average bytes per token at the beginning of a text on disk; None if it cannot be measured.
-
-    For the same bytes, German takes 1.8 times the tokens of English, code 1.6 times, Chinese 3 times. If the model's
-    tokenizer is not on disk, the pocket model's is used: GPT-2's tokens are 1.05 to 1.6 times as long in such texts.
-    """
-    if settings.tokenizer == "train":  # it does not exist yet
-        return None
-    from tokenizers import Tokenizer
-
-    # detecting the encoding would read the whole text
-    encoding = "utf-8" if settings.encoding == "auto" else settings.encoding
-    try:
-        folder = check_model_name(settings.model_name_or_path)
-        _, documents = next(Source(settings.model_copy(update={"encoding": encoding})).parts())
-        sample = "".join(take_pieces(documents, _SAMPLE_CHARACTERS))[:_SAMPLE_CHARACTERS]
-    except (SettingsError, OSError):
-        return None
-    is_own = folder is not None and (folder / "tokenizer.json").is_file()
-    try:
-        tokenizer = Tokenizer.from_file(str((folder if is_own else POCKET) / "tokenizer.json"))
-    except Exception:  # noqa: BLE001 (it raises nothing narrower; `prepare` reports the damage)
-        return None
-    tokenizer.no_truncation()  # the file may have turned it on
-    n_tokens = len(tokenizer.encode(sample))
-    return (1 if is_own else _GPT2_TOKEN_LENGTH) * len(sample.encode()) / n_tokens if n_tokens else None
-
-
 def _bytes_per_token(settings: DataSettings) -> float:
-    """Return the approximate bytes per token for English text.
+    """Return the approximate bytes per token for English text; other languages and code have shorter tokens.
 
     For trained tokenizers these were measured on the two shipped texts (0.4 and 0.5 MB): 2.2 at 512 tokens, 2.9 at
     1,024, 4.0 at 4,096, 4.3 at 8,192.

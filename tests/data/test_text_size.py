@@ -2,17 +2,10 @@ import json
 
 import pytest
 
-from helpers.data import text_size
 from helpers.data.text_size import count_tokens
 from helpers.settings import TrainingSettings, run_folder
 
 ENGLISH = "about, from the size of the text if it is English"
-
-
-@pytest.fixture
-def english(monkeypatch):
-    """Estimate every text as English, from its size alone."""
-    monkeypatch.setattr(text_size, "_counted_bytes_per_token", lambda settings: None)
 
 
 def gpt2(**changes):
@@ -57,42 +50,6 @@ def test_the_estimate_for_the_fables_is_close_to_the_count():
     assert about[:2] == pytest.approx((splits["train"]["tokens"], splits["validation"]["tokens"]), rel=0.1)
 
 
-GERMAN = "Der alte Müller saß am Fluss und hörte dem Wasser zu, denn er hatte keine Säcke mehr zu füllen. "
-RUSSIAN = "Старый мельник сидел у реки и слушал воду, потому что у него не было больше мешков. "
-
-
-@pytest.mark.parametrize(("text", "encoding"), [(GERMAN, "auto"), (GERMAN, "cp1252"), (RUSSIAN, "auto")])
-@pytest.mark.parametrize("model", ["pocket", "tiny"])
-def test_tokens_of_other_languages_are_estimated_from_the_beginning_of_the_text(
-    tmp_path, tiny_model, tokenizer, text, encoding, model
-):
-    written = (text + "\n\n") * 800
-    (tmp_path / "a.txt").write_bytes(written.encode("utf-8" if encoding == "auto" else encoding))
-    name = "pocket" if model == "pocket" else str(tiny_model)
-    settings = TrainingSettings(source=str(tmp_path / "a.txt"), encoding=encoding, model_name_or_path=name)
-    tokens, held_out, source = count_tokens(settings)
-    assert tokens == pytest.approx(0.8 * 800 * len(tokenizer(text)["input_ids"]), rel=0.1)
-    assert held_out == pytest.approx(tokens / 8, abs=1), "a tenth of the text; eight are trained on"
-    assert source == "about, from the size of the text and its beginning"
-    by_gpt2 = count_tokens(settings.model_copy(update={"model_name_or_path": "gpt2"})).train
-    assert by_gpt2 == pytest.approx(tokens / 1.4, rel=0.01), "the pocket model's tokens are shorter"
-
-
-def test_a_damaged_tokenizer_falls_back_to_the_estimate_for_english(tmp_path):
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / name).write_text("{")
-    (tmp_path / "a.txt").write_text(GERMAN * 800)
-    settings = TrainingSettings(source=str(tmp_path / "a.txt"), model_name_or_path=str(tmp_path))
-    assert count_tokens(settings).source == ENGLISH
-
-
-def test_an_unreadable_beginning_falls_back_to_the_estimate_for_english(tmp_path):
-    (tmp_path / "a.txt").write_bytes((GERMAN * 800).encode("cp1252"))
-    n_bytes = (tmp_path / "a.txt").stat().st_size
-    about = int(0.8 * n_bytes / 2.7), int(0.1 * n_bytes / 2.7), ENGLISH
-    assert count_tokens(TrainingSettings(source=str(tmp_path / "a.txt"))) == about
-
-
 def test_wikitext_has_its_published_token_count_and_other_hub_data_sets_a_million():
     assert count_tokens(TrainingSettings.from_preset("guide")) == (2_400_000, 250_000, "about, as published")
     pocket = TrainingSettings.from_preset("guide", model_name_or_path="pocket", block_size=256)
@@ -109,14 +66,14 @@ def test_published_tokens_are_not_used_for_another_source_or_split():
 
 
 @pytest.mark.parametrize(("name", "factor"), [("a.txt", 1), ("a.jsonl", 1), ("a.txt.gz", 3), ("a.csv.zst", 3)])
-def test_tokens_are_estimated_for_every_kind_of_file(tmp_path, name, factor, english):
+def test_tokens_are_estimated_for_every_kind_of_file(tmp_path, name, factor):
     (tmp_path / name).write_bytes(b"x" * 50_000)
     tokens, _, source = count_tokens(gpt2(source=str(tmp_path / name)))
     assert tokens == pytest.approx(factor * 0.8 * 50_000 / 4.3, abs=1)
     assert source.startswith("about")
 
 
-def test_a_sources_own_training_split_gives_up_only_the_missing_splits(tmp_path, english):
+def test_a_sources_own_training_split_gives_up_only_the_missing_splits(tmp_path):
     for name in ("train.txt", "test.txt", "train.png"):
         (tmp_path / name).write_text("x" * 43_000)
     assert count_tokens(gpt2(source=str(tmp_path)))[:2] == (9000, 1000), "only the validation split is taken from it"
@@ -125,7 +82,7 @@ def test_a_sources_own_training_split_gives_up_only_the_missing_splits(tmp_path,
     assert count_tokens(gpt2(source=str(tmp_path), source_split="test"))[:2] == (8000, 1000)
 
 
-def test_tokens_of_a_saved_data_set_are_estimated_from_its_splits(tmp_path, english):
+def test_tokens_of_a_saved_data_set_are_estimated_from_its_splits(tmp_path):
     from datasets import Dataset, DatasetDict
 
     rows = Dataset.from_dict({"text": ["x" * 1000] * 430})
@@ -137,7 +94,7 @@ def test_tokens_of_a_saved_data_set_are_estimated_from_its_splits(tmp_path, engl
     assert count_tokens(one_part).train == pytest.approx(80_000, rel=0.02)
 
 
-def test_a_relative_path_is_resolved_in_the_callers_folder(tmp_path, monkeypatch, english):
+def test_a_relative_path_is_resolved_in_the_callers_folder(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("x" * 43_000)
     monkeypatch.chdir(tmp_path)
     assert count_tokens(gpt2(source="README.md")) == (8000, 1000, ENGLISH)
@@ -151,7 +108,7 @@ def test_the_estimate_for_the_python_reference_is_close_to_the_count():
     assert about == pytest.approx(prepare(settings).facts["splits"]["train"]["tokens"], rel=0.4)
 
 
-def test_tokens_are_limited_by_max_tokens(tmp_path, english):
+def test_tokens_are_limited_by_max_tokens(tmp_path):
     wikitext = TrainingSettings.from_preset("guide", max_tokens=1_000_000)
     assert count_tokens(wikitext) == (800_000, 100_000, "as max_tokens leaves")
     assert count_tokens(wikitext.model_copy(update={"max_tokens": 2_800_000}))[:2] == (2_240_000, 250_000)
