@@ -15,6 +15,7 @@ In every case, an end-of-text marker ends a document: inside a document, the mod
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from helpers.settings import SettingsError
 
@@ -24,7 +25,7 @@ _MARKDOWN_HEADING = re.compile(r"# .*\S.*")  # `auto` does not look for it: else
 PASSAGE_CHARACTERS = 1000  # about 250 tokens: a short text has enough passages to be split and bootstrapped
 _MARKERS = re.compile(r"<\|(?:startoftext|endoftext)\|>")  # fine-tuning tools for GPT-2 write this pair
 MAX_DOCUMENT_CHARACTERS = 2**26  # a novel has a million; more is not one document and may not fit in memory
-_PATTERNS = {"row": r"\n", "line": r"\n", "blank line": r"\n[^\S\n]*\n"}
+_PATTERNS = {"row": r"\n", "line": r"\n", "blank line": r"\n[^\S\n]*\n", "file": r"(?!)"}  # the last never matches
 _ROW_COUNT = re.compile(r"(\d+) rows?")
 # Cut before white space: GPT-2's tokenizer starts a new token there anyway, so passages keep the text's tokens.
 _LINE_END, _WORD_END = re.compile(r"(?<=\S)(?=\n)"), re.compile(r"(?<=\S)(?=\s)")
@@ -32,13 +33,19 @@ _MAX_RATIO = 4  # passages without a line end are cut between words by this leng
 
 
 def text_documents(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
-    """Yield the documents of a text file, stripped of white space; empty ones are left out.
+    r"""Yield the documents of a text file, stripped of white space; empty ones are left out.
 
     If rows start documents, as with `heading`, only line ends are stripped. `separator` is as in
     `document_separator`, but not 'auto'; `name` identifies the text in errors.
+
+    >>> list(text_documents(["a\n", "\nb", "\n \n\nc"], "blank line", name="x"))
+    ['a', 'b', 'c']
     """
-    begins = _start_test(separator)
-    texts = _group(split_lines(chunks, name=name), begins, name) if begins else split_text(chunks, separator, name=name)
+    if begins := _start_test(separator):
+        texts = _group(split_lines(chunks, name=name), begins, name)
+    else:
+        pieces = _pieces(chunks, _PATTERNS.get(separator, re.escape(separator)), name)
+        texts = map(str.strip, chain.from_iterable(pieces))
     return filter(str.strip, _end_at_markers(texts))
 
 
@@ -136,32 +143,19 @@ def replace_lone_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def split_text(chunks: Iterable[str], separator: str, *, name: str) -> Iterator[str]:
-    r"""Yield the pieces of a text, stripped of white space; empty ones are left out.
-
-    The separator is 'file', 'blank line', 'row' or 'line', or the text between two pieces.
-
-    >>> list(split_text(["a\n", "\nb", "\n \n\nc"], "blank line", name="x"))
-    ['a', 'b', 'c']
-    """
-    pattern = None if separator == "file" else re.compile(_PATTERNS.get(separator, re.escape(separator)))
-    for pieces in _pieces(chunks, pattern, name):
-        yield from filter(None, map(str.strip, pieces))
-
-
-def _pieces(chunks: Iterable[str], pattern: re.Pattern[str] | None, name: str) -> Iterator[list[str]]:
-    """Yield the text between matches of a pattern, each piece as soon as it is complete."""
+def _pieces(chunks: Iterable[str], separator: str, name: str) -> Iterator[list[str]]:
+    """Yield the text between matches of a regular expression, each piece as soon as it is complete."""
     rest, new, n_new = "", [], 0
     for chunk in chunks:
         new.append(chunk)
         n_new += len(chunk)
         if n_new >= len(rest):  # search again only when the text has doubled, or a long piece would take quadratic time
             text = "".join([rest, *new])
-            *complete, rest = pattern.split(text) if pattern else [text]
+            *complete, rest = re.split(separator, text)
             new, n_new = [], 0
             yield complete
         check_length(len(rest) + n_new, f"{name} has a document")
-    yield pattern.split("".join([rest, *new])) if pattern else ["".join([rest, *new])]
+    yield re.split(separator, "".join([rest, *new]))
 
 
 def split_lines(chunks: Iterable[str], *, name: str) -> Iterator[str]:
@@ -170,7 +164,7 @@ def split_lines(chunks: Iterable[str], *, name: str) -> Iterator[str]:
     Unlike `str.splitlines`, only `\n` ends a line: JSON and CSV values may contain other line separators.
     """
     last = None
-    for pieces in _pieces(chunks, re.compile("\n"), name):
+    for pieces in _pieces(chunks, "\n", name):
         for piece in pieces:
             if last is not None:
                 yield last
