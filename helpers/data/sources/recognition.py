@@ -28,7 +28,6 @@ _STORY_PARAGRAPH = re.compile(r"[\"'“„«]|(He|She|They|His|Her|But|And|Then|
 _TURN = re.compile(r"[^\W\d_a-z][\w .'-]{0,30}: |\[?\d{1,4}[./:-]\d\d?([./:-]\d{1,4})?\b|<\|im_start\|>")
 _RULE = re.compile(r"\s*([*~#_-])(\s*\1){2,}\s*")  # a line between texts, such as '***'
 _MIN_RULES = 3
-_TAG = re.compile(r"</?(p|br|div|span|a|li|ul|b|i|em|strong|h[1-6])\b[^<>]*>|&(amp|quot|lt|gt|nbsp|#\d+);")
 _ENOUGH_ROWS, _VERY_MANY_ROWS = 30, 300  # fewer sentences may well be documents
 _MOST, _SOME = 0.7, 0.15  # shares of the rows or blocks
 _SENTENCE_CHARACTERS = 300  # anything longer is a paragraph
@@ -70,22 +69,6 @@ def recognise(rows: Sequence[str], *, is_table: bool = False, n_columns: int = 1
     if n_columns == 1 and _are_sentences(filled):
         return Choice("file", f"nearly all of {n_rows} are single sentences, which are joined")
     return Choice("row", "the source is a table") if is_table and not is_lines else _by_lines(filled, n_rows)
-
-
-def describe_markup(rows: Sequence[str]) -> str:
-    """Describe markup or a table in the first rows of a text, which a model would learn too; '' if there is none."""
-    filled = [row for row in rows if row.strip()]
-    tags = [tag.group() for tag in map(_TAG.search, filled) if tag]
-    if len(tags) > _SOME * len(filled):
-        return f"{len(tags):,} of the first {len(filled):,} rows hold HTML, such as {tags[0][:40]!r}"
-    for delimiter in "\t;" if filled else "":
-        n_values, n_alike = Counter(row.strip().count(delimiter) + 1 for row in filled).most_common(1)[0]
-        if n_values > 1 and n_alike > len(filled) / 2:
-            table = f"{n_alike:,} of the first {len(filled):,} rows are {n_values} values between {delimiter!r}"
-            return f"{table}: a table is read as one if its name ends in .csv"
-    if filled and filled[0] == "---" and "---" in filled[1:20]:
-        return "it begins with a block of properties between two lines of '---'"
-    return ""
 
 
 def _by_blocks(rows: Sequence[str], n_rows: str) -> Choice | None:

@@ -17,7 +17,7 @@ from helpers.data.sources.encodings import decode, find_encoding, read_chunks
 from helpers.data.sources.hub import open_from_hub, open_saved, open_shards, saved_files
 from helpers.data.sources.own_split import Division, divide_files, name_parts
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
-from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, describe_markup, recognise
+from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
 from helpers.data.sources.refused_files import refuse_other_kinds
 from helpers.data.sources.rows import Row, csv_rows, json_rows
 from helpers.data.sources.tables import (
@@ -266,9 +266,6 @@ class Source:
             self._set_chat(False, stream.name)
         if stream.is_table not in self._choices:
             rows = sample if stream.is_table else "".join(sample).split("\n")
-            if markup := describe_markup(rows):
-                advice = "The model learns to write it: remove it first if it should not."
-                self.note(f"{markup}. {advice}", file=stream.name)
             self._choices[stream.is_table] = self._choose(rows, is_table=stream.is_table)
         separator = self._choices[stream.is_table].separator
         if separator == "file" and is_alone:

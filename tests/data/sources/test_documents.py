@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from helpers.data.sources import Source
 from helpers.data.sources.documents import PASSAGE_CHARACTERS, passages, row_documents, text_documents
-from helpers.data.sources.recognition import describe_markup, recognise
+from helpers.data.sources.recognition import recognise
 from helpers.settings import DataSettings, SettingsError
 
 ROWS = [
@@ -136,23 +136,6 @@ def test_common_forms_are_recognised_and_the_reason_is_given(form):
     choice = recognise(rows, **about)
     assert choice.separator == separator
     assert reason in choice.reason
-
-
-@pytest.mark.parametrize(
-    ("rows", "shown"),
-    [
-        (["<p>A fox.</p>", "One &amp; two", "Three"], "2 of the first 3 rows hold HTML, such as '<p>'"),
-        (["---", "title: A", "---", "A fox."], "between two lines of '---'"),
-        (["---", "A fox.", "An owl."], ""),
-        (["\tOne day, a fox ran.", "\tIt was hungry.", "a\tb"], ""),
-        (["n;text", "1;A fox.", "2;A well.", ""], "3 of the first 3 rows are 2 values between ';': a table"),
-        (["a < b and b > c", "Tom & Jerry", "---", "a <3 b"], ""),
-        ([], ""),
-    ],
-)
-def test_markup_that_would_be_learned_is_reported(rows, shown):
-    assert shown in describe_markup(rows)
-    assert bool(shown) == bool(describe_markup(rows))
 
 
 def test_passages_are_the_text_and_end_at_line_ends():
