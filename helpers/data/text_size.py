@@ -54,18 +54,13 @@ def count_tokens(settings: DataSettings) -> TokenCounts:
 
 
 def _tokens_by_size(settings: DataSettings) -> TokenCounts:
-    """Estimate the tokens in the parts of a source, and say how; 0 if it is not on disk."""
+    """Estimate the tokens of a source as if it had no split of its own; 0 if it is not on disk."""
     try:
-        sizes = Source(settings).size_by_part()
+        n_tokens = Source(settings).estimate_bytes() / _bytes_per_token(settings)
     except (SettingsError, OSError):  # `prepare` reports what is wrong
-        return TokenCounts(0, 0, "")
-    shares = {"validation": settings.validation_share, "test": settings.test_share}
-    train_share = 1 - sum(share for part, share in shares.items() if part not in sizes)
-    n_bytes = sizes.get("train", sizes.get("", 0))
-    held_out = sizes.get("validation", settings.validation_share * n_bytes)
-    bytes_per_token = _bytes_per_token(settings)
-    reason = "about, from the size of the text if it is English"
-    return TokenCounts(int(train_share * n_bytes / bytes_per_token), int(held_out / bytes_per_token), reason)
+        n_tokens = 0
+    counts = (n_tokens * (1 - settings.validation_share - settings.test_share), n_tokens * settings.validation_share)
+    return TokenCounts(*map(int, counts), "about, from the size of the text if it is English")
 
 
 def _bytes_per_token(settings: DataSettings) -> float:

@@ -73,25 +73,12 @@ def test_tokens_are_estimated_for_every_kind_of_file(tmp_path, name, factor):
     assert source.startswith("about")
 
 
-def test_a_sources_own_training_split_gives_up_only_the_missing_splits(tmp_path):
-    for name in ("train.txt", "test.txt", "train.png"):
-        (tmp_path / name).write_text("x" * 43_000)
-    assert count_tokens(gpt2(source=str(tmp_path)))[:2] == (9000, 1000), "only the validation split is taken from it"
-    (tmp_path / "valid.txt").write_text("x" * 21_500)
-    assert count_tokens(gpt2(source=str(tmp_path)))[:2] == (10_000, 5000)
-    assert count_tokens(gpt2(source=str(tmp_path), source_split="test"))[:2] == (8000, 1000)
-
-
-def test_tokens_of_a_saved_data_set_are_estimated_from_its_splits(tmp_path):
+def test_tokens_of_a_saved_data_set_are_estimated_from_all_of_it(tmp_path):
     from datasets import Dataset, DatasetDict
 
     rows = Dataset.from_dict({"text": ["x" * 1000] * 430})
-    rows.save_to_disk(tmp_path / "one")
-    DatasetDict(train=rows, test=rows, validation=rows).save_to_disk(tmp_path / "many")
-    assert count_tokens(gpt2(source=str(tmp_path / "one"))).train == pytest.approx(80_000, rel=0.02)
-    assert count_tokens(gpt2(source=str(tmp_path / "many"))).train == pytest.approx(100_000, rel=0.02)
-    one_part = gpt2(source=str(tmp_path / "many"), source_split="test")
-    assert count_tokens(one_part).train == pytest.approx(80_000, rel=0.02)
+    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "saved")
+    assert count_tokens(gpt2(source=str(tmp_path / "saved"))).train == pytest.approx(160_000, rel=0.02)
 
 
 def test_a_relative_path_is_resolved_in_the_callers_folder(tmp_path, monkeypatch):

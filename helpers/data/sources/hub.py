@@ -34,14 +34,6 @@ def open_saved(folder: Path, settings: DataSettings) -> dict[str, Table]:
     return {name: _open_split(split.with_format(None), settings) for name, split in splits.items()}
 
 
-def saved_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the Arrow files of each split of a folder that `save_to_disk` wrote."""
-    files: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob("data-*.arrow")):
-        files.setdefault("train" if file.parent == folder else file.parent.name, []).append(file)
-    return files
-
-
 def open_from_hub(settings: DataSettings) -> dict[str, Table]:
     """Open each split of a Hub data set, downloaded first, or streamed if only a part of it is needed.
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from helpers.data.sources.chat import chat_columns, render_row
 from helpers.data.sources.documents import passages, replace_lone_surrogates, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding, read_chunks
-from helpers.data.sources.hub import open_from_hub, open_saved, open_shards, saved_files
+from helpers.data.sources.hub import open_from_hub, open_saved, open_shards
 from helpers.data.sources.own_split import Division, divide_files, name_parts
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
@@ -170,23 +170,12 @@ class Source:
         """Add a sentence to the notes; if it is about several files, it appears once."""
         self._notes.setdefault(sentence, {})[file] = None
 
-    def size_by_part(self) -> dict[str, int]:
-        """Estimate the bytes of text in each part, '' if not split yet; {} if the source is not on disk.
-
-        The estimate uses only file sizes, so the other columns of a table count too.
-
-        Raises:
-            SettingsError: there is no such split.
-        """
+    def estimate_bytes(self) -> int:
+        """Estimate the bytes of text from the sizes of its files, with all columns of a table; 0 if not on disk."""
         if self.settings.source == "python-reference":
-            return {"": sum(map(len, _python_reference()))}
-        if self._path is None:
-            return {}
-        parts = self._division.parts if self._files else name_parts(saved_files(self._path), self.settings)
-        return {
-            part: sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
-            for part, files in parts.items()
-        }
+            return sum(map(len, _python_reference()))
+        files = self._files or (self._path.rglob("data-*.arrow") if self._path else ())
+        return sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
 
     @cached_property
     def _division(self) -> Division:
