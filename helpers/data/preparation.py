@@ -141,16 +141,15 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
 def _read(settings: DataSettings, staging: Staging) -> Source:
     """Stage the whole source, and return it with its notes and counts."""
     source, n_tokens = Source(settings), 0
-    with progress_bar(source.n_bytes, unit="B", unit_scale=True, desc="reading", leave=True) as bar:
+    with progress_bar(source.estimate_bytes() or None, unit="B", unit_scale=True, desc="reading", leave=True) as bar:
 
         def show(n_bytes: int, n_new_tokens: int) -> None:
             nonlocal n_tokens
             n_tokens += n_new_tokens
             bar.set_postfix_str(f"{n_tokens:,} tokens", refresh=False)
-            if source.n_bytes is None:  # otherwise the bytes on disk are counted, by `advance`
-                bar.update(n_bytes)
+            bar.update(n_bytes)
 
-        for part, texts in source.parts(advance=bar.update):
+        for part, texts in source.parts():
             staging.is_continuous, staging.has_prompts = source.is_continuous, source.has_prompts
             is_ended = staging.add(texts, part, budget=(budget := _budget(settings, part)), on_batch=show)
             if is_ended and not settings.streaming:

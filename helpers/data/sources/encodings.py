@@ -3,7 +3,7 @@
 import codecs
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +43,25 @@ _MIN_LANGUAGE_BYTES = 400  # in less, a Danish, Italian or Spanish text was take
 _SCORE_MARGIN = 0.1  # smaller differences between charset-normalizer's scores are ignored
 
 
-def read_chunks(file: Path, *, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
+def read_chunks(file: Path) -> Iterator[bytes]:
     """Yield a file's bytes, decompressed when its name ends in `.gz` or `.zst`.
-
-    For each chunk, `advance` is called with the number of bytes read from the file on disk.
 
     Raises:
         SettingsError: the file cannot be read, is truncated, or expands to more than 200 times its size.
     """
     import pyarrow as pa  # streams both formats; Python 3.11 has no zstd
 
-    codec, n_read, n_decompressed = CODECS.get(file.suffix.lower()), 0, 0
+    codec, n_decompressed = CODECS.get(file.suffix.lower()), 0
     try:
         with file.open("rb") as raw:
             stream = pa.CompressedInputStream(raw, codec) if codec else raw
             while chunk := stream.read(CHUNK_BYTES):
-                n_new, n_read = raw.tell() - n_read, raw.tell()
                 n_decompressed += len(chunk)
-                if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * n_read):
+                if n_decompressed > max(_HARMLESS_BYTES, MAX_EXPANSION * raw.tell()):
                     raise SettingsError(
                         f"{file} expands to more than {MAX_EXPANSION} times its size, which no text does, so it was "
                         "not unpacked. If you trust it, unpack it yourself and use the unpacked file."
                     )
-                if advance:
-                    advance(n_new)
                 yield chunk
     except OSError as error:
         cause = error.strerror or str(error)

@@ -46,7 +46,6 @@ class Source:
     """A source, read once from its first document to its last.
 
     Attributes:
-        n_bytes: size of its files on disk; None if unknown.
         encodings: the number of text files per encoding, counted as they are read.
         is_continuous: whether it is one text in passages rather than documents; known once `parts` yields a part.
         is_chat: whether it holds conversations; None before something is read.
@@ -61,22 +60,19 @@ class Source:
         self.is_chat: bool | None = None
         self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the files it is about ('' if none)
         self._notes_on_rows: list[str] = []
-        self._advance: Callable[[int], None] | None = None
         self._path = source_path(settings.source)
         is_files = self._path is not None and not is_saved_dataset(self._path)
         self._files = source_files(self._path) if self._path and is_files else []
-        self.n_bytes = sum(file.stat().st_size for file in self._files) or None
 
-    def parts(self, *, advance: Callable[[int], None] | None = None) -> Iterator[tuple[str, Iterator[str]]]:
+    def parts(self) -> Iterator[tuple[str, Iterator[str]]]:
         """Yield each part of the source with its texts: `train`, `validation`, `test`, or '' if not split yet.
 
         The texts are documents, or the passages of one continuous text; a table row without text gives an empty
-        string. `advance` is called with the number of file bytes read since the last call.
+        string.
 
         Raises:
             SettingsError: something cannot be read, or there is no such split or column.
         """
-        self._advance = advance
         parts = self._streams_by_part()
         self._n_texts = max(sum(not stream.is_table for stream in streams) for streams in parts.values())
         is_alone = all(len(streams) == 1 for streams in parts.values())
@@ -200,7 +196,7 @@ class Source:
     def _open_table(self, file: Path) -> Table:
         kind, name = kind_of(file), str(file)
         if kind == ".parquet":
-            return parquet_table(file, advance=self._advance)
+            return parquet_table(file)
         text = self._decode(file)
         if kind in (".csv", ".tsv"):
             delimiter = "\t" if kind == ".tsv" else ","
@@ -283,7 +279,7 @@ class Source:
         if encoding == "auto":
             encoding = find_encoding(file, read_chunks(file))
         self.encodings[encoding] += 1
-        return decode(file, read_chunks(file, advance=self._advance), encoding)
+        return decode(file, read_chunks(file), encoding)
 
 
 def take_pieces(pieces: Iterator[str], n_characters: int, n_pieces: int | None = None) -> Iterator[str]:

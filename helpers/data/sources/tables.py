@@ -156,7 +156,7 @@ def kind_of_type(kind: Any) -> str:
     return "words" if is_words else "other"
 
 
-def parquet_table(file: Path, *, advance: Callable[[int], None] | None = None) -> Table:
+def parquet_table(file: Path) -> Table:
     """Open a Parquet file as a table that reads only the requested columns.
 
     Raises:
@@ -167,14 +167,10 @@ def parquet_table(file: Path, *, advance: Callable[[int], None] | None = None) -
         columns = {field.name: kind_of_type(field.type) for field in table.schema_arrow}
 
     def rows(wanted: Sequence[str]) -> Iterator[Row]:
-        n_rows, n_bytes = 0, file.stat().st_size
         with _open_parquet(file) as table:
-            for batch in table.iter_batches(_BATCH, columns=list(wanted)):
-                for values in batch.to_pylist():
-                    n_rows += 1
-                    yield f"row {n_rows}", values
-                if advance:
-                    advance(n_bytes * batch.num_rows // table.metadata.num_rows)
+            batches = table.iter_batches(_BATCH, columns=list(wanted))
+            for number, values in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), start=1):
+                yield f"row {number}", values
 
     return Table(str(file), columns, rows)
 
