@@ -79,12 +79,12 @@ def find_encoding(file: Path, chunks: Iterable[bytes]) -> str:
     """
     decoder, n_before, last = codecs.getincrementaldecoder("utf-8")(), 0, b""
     for chunk in chunks:
-        if not n_before and (encoding := _encoding_by_first_bytes(chunk)):
-            return encoding
+        if not n_before and (marked := [name for mark, name in _BYTE_ORDER_MARKS if chunk.startswith(mark)]):
+            return marked[0]
         if (position := chunk.find(0)) >= 0:
             raise SettingsError(
-                f"{file} holds a NUL byte (byte {n_before + position}): it is a binary file or damaged, not text. "
-                "Name a text file, or save this one as UTF-8."
+                f"{file} holds a NUL byte (byte {n_before + position}): it is a binary file or damaged, not text. Name "
+                "a text file, or save this one as UTF-8. If it is UTF-16, set encoding to 'utf-16-le' or 'utf-16-be'."
             )
         try:
             text = decoder.decode(chunk)
@@ -115,17 +115,6 @@ def _sample(text: bytes, position: int) -> bytes:
     while 0 < start < position and 0x80 <= text[start] < 0xC0:  # a continuation byte of UTF-8
         start += 1
     return text[start : start + _SAMPLE_BYTES]
-
-
-def _encoding_by_first_bytes(chunk: bytes) -> str | None:
-    for mark, name in _BYTE_ORDER_MARKS:
-        if chunk.startswith(mark):
-            return name
-    head = chunk[:4096]
-    zeros = head[0::2].count(0), head[1::2].count(0)  # every second byte of Latin letters in UTF-16 is zero
-    if len(head) >= 8 and max(zeros) > 0.6 * len(head) / 2 and min(zeros) < 0.1 * len(head) / 2:
-        return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
-    return None
 
 
 def _guess_encoding(file: Path, sample: bytes, position: int) -> str:

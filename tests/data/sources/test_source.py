@@ -116,8 +116,6 @@ ENCODED = {
     "utf-8": (ACCENTS, "utf-8"),
     "utf-8-sig": (ACCENTS, "utf-8-sig"),
     "utf-16": (ACCENTS, "utf-16"),
-    "utf-16-le": (ACCENTS, "utf-16-le"),
-    "utf-16-be": (ACCENTS, "utf-16-be"),
     "utf-32": (ACCENTS, "utf-32"),
     "cp1252": (ACCENTS, "cp1252"),
     "one word in cp1252": ("café", "cp1252"),
@@ -284,6 +282,7 @@ def bad_sources(folder):
     return {
         "null.txt": (b"a" * 5000 + b"\0" + b"b" * 5000, r"holds a NUL byte \(byte 5000\)"),
         "nulls.txt": (b"\0" * 5000, r"holds a NUL byte \(byte 0\)"),
+        "unmarked.txt": ("one fox".encode("utf-16-le"), r"holds a NUL byte \(byte 1\): .*set encoding to 'utf-16-le'"),
         "random.txt": (bytes(range(1, 256)) * 40, "is a binary file"),
         "mixed.txt": ("Le café. ".encode() * 30 + "Le café.".encode("cp1252"), "mixes encodings: .* byte 306 is not"),
         "end.txt": (("Le café. " * 30).encode() + b"caf\xc3", "mixes encodings: .* byte 303 is not"),
