@@ -8,7 +8,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -20,7 +20,6 @@ Row = tuple[str, Mapping[str, Any]]
 _DELIMITERS = ",\t;|"  # Excel writes semicolons in much of Europe, and tabs as "Unicode text"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _MERGED_LINES = 3
-_MAX_NOTES = 10  # on headers and rows of a source, which may have thousands of files
 
 
 def check_names(columns: Sequence[str], name: str) -> None:
@@ -32,8 +31,8 @@ def check_names(columns: Sequence[str], name: str) -> None:
         raise SettingsError(f"{name} has no column names in its first line: write them there, such as 'text'.")
 
 
-def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str, notes: list[str]) -> Iterator[Row]:
-    """Yield the rows of a table with a header line; notes on possible misreadings are added to `notes`.
+def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str, note: Callable[..., None]) -> Iterator[Row]:
+    """Yield the rows of a table with a header line; `note` gets each possible misreading, and its place as `file`.
 
     `delimiter` applies if the header contains none; `name` identifies the table in errors. `SettingsError`: a row is
     malformed or does not fit the header, or the header repeats a name.
@@ -49,11 +48,11 @@ def csv_rows(name: str, chunks: Iterable[str], *, delimiter: str, notes: list[st
     counts = {candidate: unquoted.count(candidate) for candidate in _DELIMITERS if candidate in unquoted}
     delimiter = max(counts, key=lambda candidate: (counts[candidate], candidate == delimiter)) if counts else delimiter
     lines = (f"{line}\n" for line in chain([header], (line for _, line in numbered)))
-    yield from _rows(name, lines, delimiter=delimiter, n_skipped=n_skipped, header=header, notes=notes)
+    yield from _rows(name, lines, delimiter=delimiter, n_skipped=n_skipped, header=header, note=note)
 
 
 def _rows(
-    name: str, lines: Iterable[str], *, delimiter: str, n_skipped: int, header: str, notes: list[str]
+    name: str, lines: Iterable[str], *, delimiter: str, n_skipped: int, header: str, note: Callable[..., None]
 ) -> Iterator[Row]:
     csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # the library's own limit is 131,072 characters
     has_spaces = f"{delimiter} " in header
@@ -64,7 +63,9 @@ def _rows(
         while columns[-2:] == ["", ""]:  # of a sheet that was wider once, or has a title above its header
             columns.pop()
         check_names(columns, name)
-        _note_text_in_header(columns, name, line=begin, notes=notes)
+        if any(len(column.split()) > 6 or column.endswith((".", "!", "?")) or column.isdecimal() for column in columns):
+            advice = "Add a line with the names of the columns, such as 'text'."
+            note(f"this header looks like a row, and is left out. {advice}", file=f"{name}, line {begin}")
         begin = n_skipped + reader.line_num + 1
         for values in reader:
             end = n_skipped + reader.line_num
@@ -76,8 +77,10 @@ def _rows(
                     f"{len(columns)}: put text that contains the delimiter {delimiter!r} in double quotes, or delete "
                     "the lines above the header."
                 )
-            if end - begin >= _MERGED_LINES:
-                _note_merged(values, len(columns), delimiter, f"{name}, line {begin}", notes)
+            if end - begin >= _MERGED_LINES and _has_rows_inside(values, len(columns), delimiter):
+                advice = "If it is part of the text, double it and put the value in quotation marks."
+                merges = "a quotation mark opens here and merges lines that look like rows into one row"
+                note(f"{merges}. {advice}", file=f"{name}, line {begin}")
             if values:
                 yield f"line {end}", dict(zip(columns, values, strict=False))
             begin = end + 1
@@ -87,25 +90,11 @@ def _rows(
         raise SettingsError(f"{name}, line {end} is broken ({error}{start}): fix the line.") from None
 
 
-def _note_text_in_header(columns: list[str], name: str, *, line: int, notes: list[str]) -> None:
-    for column in columns if len(notes) < _MAX_NOTES else ():
-        if len(column.split()) > 6 or column.endswith((".", "!", "?")) or column.isdecimal():
-            notes.append(
-                f"{name}, line {line}: {column[:40]!r} looks like a value rather than a column name, but the "
-                "first line of a table is its header and is left out. Add a line with the names, such as 'text'."
-            )
-            return
-
-
-def _note_merged(values: list[str], n_columns: int, delimiter: str, place: str, notes: list[str]) -> None:
-    """Note a row that spans many lines that look like rows: a quotation mark swallowed them."""
+def _has_rows_inside(values: list[str], n_columns: int, delimiter: str) -> bool:
+    """Return whether most lines of a row that spans many look like rows: a quotation mark swallowed them."""
     inside = [line for value in values for line in value.split("\n")[1:-1]]
     n_like_rows = sum(line.count(delimiter) == n_columns - 1 for line in inside)
-    if n_columns > 1 and n_like_rows > len(inside) / 2 and len(notes) < _MAX_NOTES:
-        notes.append(
-            f"{place}: a quotation mark opens here and merges {len(inside) + 2:,} lines into one row; they look like "
-            "separate rows. If it is part of the text, double it and put the value in quotation marks."
-        )
+    return n_columns > 1 and n_like_rows > len(inside) / 2
 
 
 def json_rows(name: str, chunks: Iterable[str]) -> Iterator[Row]:

@@ -58,8 +58,7 @@ class Source:
         self._choices: dict[bool, Choice] = {}  # for tables (True) and texts (False): what separates documents
         self._n_columns = self._n_texts = 1
         self.is_chat: bool | None = None
-        self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the files it is about ('' if none)
-        self._notes_on_rows: list[str] = []
+        self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the places it is about ('' if none)
         self._path = source_path(settings.source)
         is_files = self._path is not None and not is_saved_dataset(self._path)
         self._files = source_files(self._path) if self._path and is_files else []
@@ -160,10 +159,10 @@ class Source:
         for sentence, (file, *others) in self._notes.items():
             more = f" and {len(others):,} more" if others else ""
             notes.append(f"{file}{more}: {sentence}" if file else sentence)
-        return notes + self._notes_on_rows
+        return notes
 
     def note(self, sentence: str, *, file: str = "") -> None:
-        """Add a sentence to the notes; if it is about several files, it appears once."""
+        """Add a sentence to the notes; if it is about several files, or places in files, it appears once."""
         self._notes.setdefault(sentence, {})[file] = None
 
     def estimate_bytes(self) -> int:
@@ -200,7 +199,7 @@ class Source:
         text = self._decode(file)
         if kind in (".csv", ".tsv"):
             delimiter = "\t" if kind == ".tsv" else ","
-            return peek_columns(name, csv_rows(name, text, delimiter=delimiter, notes=self._notes_on_rows))
+            return peek_columns(name, csv_rows(name, text, delimiter=delimiter, note=self.note))
         return peek_columns(name, json_rows(name, text))
 
     def _texts(self, table: Table) -> Iterator[str]:

@@ -202,10 +202,10 @@ def test_the_longest_column_of_a_parquet_file_is_the_text(tmp_path, kind):
 
 
 NOTED = {
-    "a text as header": ('"The fox went home, and slept."\n"The owl sat there."\n', "looks like a value"),
-    "a number as header": ("0,The fox went home\n1,The owl sat\n", "line 1: '0' looks like a value"),
-    "an empty line, a text": ("\n0,The fox went home\n1,The owl sat\n", "line 2: '0' looks like a value"),
-    "rows in one": ('n,text\n1,a\n2,"b\n3,c\n4,d\n5,e"\n6,f\n', "line 3: a quotation mark opens here and merges 4 "),
+    "a text as header": ('"The fox went home, and slept."\n"The owl sat there."\n', "looks like a row"),
+    "a number as header": ("0,The fox went home\n1,The owl sat\n", "line 1: this header looks like a row"),
+    "an empty line, a text": ("\n0,The fox went home\n1,The owl sat\n", "line 2: this header looks like a row"),
+    "rows in one": ('n,text\n1,a\n2,"b\n3,c\n4,d\n5,e"\n6,f\n', "line 3: a quotation mark opens here and merges "),
     "rows in one, tabs": ('n\ttext\n1\t"a\n2\tb\n3\tc\n4\td"\n', "line 2: a quotation mark opens here"),
 }
 
@@ -243,13 +243,13 @@ def test_a_possible_split_column_with_a_value_per_row_is_not_kept_in_memory():
     assert peak_bytes < 2 * MIB, "of 10 MiB"
 
 
-def test_a_folder_of_many_tables_has_one_note_on_its_column_and_few_on_its_headers(tmp_path):
+def test_a_folder_of_many_tables_has_one_note_on_its_column_and_one_on_its_headers(tmp_path):
     for number in range(20):
         (tmp_path / f"{number:02}.csv").write_text("n,body\n1,The fox ran.\n")
     assert read(tmp_path)[1] == [f"{tmp_path / '00.csv'} and 19 more: the text is column 'body' of ['n', 'body']."]
     for number in range(20):
         (tmp_path / f"{number:02}.csv").write_text(f"Story {number} of the fox.\nThe fox ran.\n")
-    assert len(read(tmp_path)[1]) == 10
+    assert len(read(tmp_path)[1]) == 1
 
 
 def test_each_possible_split_column_is_checked_separately(tmp_path):
