@@ -47,31 +47,15 @@ _KINDS: dict[bytes, tuple[str, str]] = {
 
 
 def refuse_other_kinds(files: Iterable[Path]) -> None:
-    """Raise `SettingsError` for files that are neither texts nor tables, whatever their names; it names up to four."""
-    refused = {}
+    """Raise `SettingsError` for the first file that is neither text nor table, whatever its name."""
     for file in files:
-        try:
-            _refuse_other_kind(file)
-        except SettingsError as error:
-            refused[file] = str(error)
-    if not refused:
-        return
-    first, *others = refused
-    listed = ", ".join(map(str, others[:3])) + (f" and {len(others) - 3:,} more" if len(others) > 3 else "")
-    raise SettingsError(refused[first] + (f" Refused too: {listed}." if others else ""))
-
-
-def _refuse_other_kind(file: Path) -> None:
-    head = next(read_chunks(file), b"")[:_HEAD_BYTES]
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    kind = next((kind for start, kind in _KINDS.items() if re.match(start, text, re.DOTALL)), _binary(head))
-    is_parquet = head.startswith(b"PAR1") and file.suffix.lower() == ".parquet"
-    if kind and not is_parquet:
-        raise SettingsError(f"{file} is {kind[0]}, not text: {kind[1]}.")
-
-
-def _binary(head: bytes) -> tuple[str, str] | None:
-    """Describe a file full of control characters, such as two-byte token ids; None for any other."""
-    codes = list(map(ord, head.decode("utf-16-le", "ignore"))) if b"\0" in head else list(head)
-    n_control = sum(0 < code < 9 or 13 < code < 32 for code in codes)
-    return ("a binary file", "name a text file") if n_control > 0.1 * len(codes) else None
+        head = next(read_chunks(file), b"")[:_HEAD_BYTES]
+        text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        kind = next((kind for start, kind in _KINDS.items() if re.match(start, text, re.DOTALL)), None)
+        # Control characters are rare in text, except in UTF-16; a file with a NUL byte is refused when it is decoded.
+        n_control = 0 if b"\0" in head else sum(byte < 9 or 13 < byte < 32 for byte in head)
+        if n_control > 0.1 * len(head):
+            kind = ("a binary file", "name a text file")
+        is_parquet = head.startswith(b"PAR1") and file.suffix.lower() == ".parquet"
+        if kind and not is_parquet:
+            raise SettingsError(f"{file} is {kind[0]}, not text: {kind[1]}.")
