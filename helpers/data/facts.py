@@ -46,18 +46,11 @@ def find_notes(facts: Mapping[str, Any], settings: DataSettings) -> list[str]:
         )
     rate = tokens_per_character(facts)
     if rate > POOR_FIT:
-        is_own = settings.tokenizer == "train"
-        vocabulary = f"{settings.vocab_size} tokens" if is_own else repr(settings.model_name_or_path)
-        advice = (
-            "A larger vocab_size needs fewer tokens."
-            if is_own
-            else "Choose a model whose vocabulary was made from such text, or, from scratch, set tokenizer='train'."
-        )
         notes.append(
-            f"The vocabulary of {vocabulary} fits this text badly: it takes {rate:.2f} tokens per "
-            f"character, while GPT-2 takes about {ENGLISH_TOKENS_PER_CHARACTER} on English. The same text takes "
-            f"{rate / ENGLISH_TOKENS_PER_CHARACTER:.0f} times as long, and a block holds only "
-            f"{settings.block_size / rate:.0f} characters. {advice}"
+            f"The vocabulary fits this text badly: it takes {rate:.2f} tokens per character, while GPT-2 takes about "
+            f"{ENGLISH_TOKENS_PER_CHARACTER} on English. The same text takes {rate / ENGLISH_TOKENS_PER_CHARACTER:.0f} "
+            f"times as long, and a block holds only {settings.block_size / rate:.0f} characters. Choose a model whose "
+            "vocabulary was made from such text, or, from scratch, set tokenizer='train' with a large vocab_size."
         )
     for encoding, count in facts["encodings"].items():
         if not encoding.startswith("utf-8") and settings.encoding == "auto":
