@@ -137,7 +137,7 @@ def _describe_error(settings: DataSettings, error: BaseException, *, is_online: 
     elif "doesn't exist" in words or "404" in words:
         reason = f"is not on the Hub, or is private: check the name and its owner, {shipped}"
     elif "onfig" in words and ("missing" in words or "not found" in words):
-        reason = f"needs another configuration: set source_config ({first_line(error)}{_list_configurations(words)})"
+        reason = f"needs another configuration: set source_config ({' '.join(str(error).split())[:500]})"
     elif any(name in words for name in _CONNECTION_ERRORS):
         reason = f"could not be downloaded completely ({first_line(error)}): run this again to continue"
     else:
@@ -149,8 +149,3 @@ def _messages(error: BaseException | None) -> Iterator[str]:
     while error is not None:
         yield f"{type(error).__name__}: {error}"
         error = error.__cause__ or error.__context__
-
-
-def _list_configurations(words: str) -> str:
-    _, is_listed, names = words.partition("vailable configs: [")
-    return f": {names.partition(']')[0]}" if is_listed else ""

@@ -194,7 +194,7 @@ def test_only_the_requested_columns_are_read(monkeypatch):
     ("message", "words"),
     [
         ("Dataset scripts are no longer supported", "is a script, and scripts no longer load: look for a Parquet copy"),
-        ("Config name is missing. Available configs: ['small', 'large']", ": 'small', 'large')"),
+        ("Config name is missing.\nUse one of: ['small']", "(Config name is missing. Use one of: ['small'])"),
         ("ReadTimeout", "could not be downloaded completely"),
         ("Something else", "could not be loaded (Something else): check source_config and the network, or use"),
     ],
