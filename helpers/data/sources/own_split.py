@@ -4,9 +4,9 @@ import functools
 import glob
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -27,13 +27,6 @@ _DESCRIPTION_NAME = re.compile(
     re.IGNORECASE,
 )
 _MAX_NAMES = 4  # that a note lists
-
-
-class Division(NamedTuple):
-    """The files of each part ('' if still to be split), and notes on what is left out and why."""
-
-    parts: dict[str, list[Path]]
-    notes: list[str]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -61,8 +54,10 @@ def _parts_in(name: str) -> list[str]:
     return [_PART_OF_WORD[word] for word in stems if word in _PART_OF_WORD]
 
 
-def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) -> Division:
-    """Return which files of a folder are read, and as which part.
+def divide_files(
+    folder: Path, files: Sequence[Path], settings: DataSettings, note: Callable[[str], None]
+) -> dict[str, list[Path]]:
+    """Return which files of a folder are read, by part ('' if still to be split); `note` gets what is left out and why.
 
     If the names indicate training text and a test or a validation, these files are the split and the rest is left out.
     If they indicate only a test or a validation, all other files are for training. A Hub card (README.md) with several
@@ -83,7 +78,17 @@ def divide_files(folder: Path, files: Sequence[Path], settings: DataSettings) ->
             files_by_part.setdefault(part or part_of(names[file]), []).append(file)
     parts = _choose_parts(files_by_part, names, settings)
     unread = in_order({*read}.difference(*parts.values()))
-    return Division(parts, _notes(folder, parts, descriptions, unread))
+    if "" not in parts:
+        by_part = [f"{part}: {_join_shortened([names[file] for file in parts[part]])}" for part in parts]
+        note(f"The split is the source's own, by the names of its files ({'; '.join(by_part)}).")
+    for left_out, reason in ((descriptions, "they describe the data"), (unread, "in no part of the split")):
+        if left_out:
+            note(f"Left out ({reason}): {_join_shortened([names[file] for file in left_out])}.")
+    kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
+    if kinds:
+        counts = [f"{count:,} {suffix}" for suffix, count in kinds.most_common()]
+        note(f"Left out (other kinds of files): {_join_shortened(counts)}.")
+    return parts
 
 
 def _choose_parts(
@@ -187,26 +192,6 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
         return [Path(file) for file in resolve_pattern(pattern, glob.escape(str(folder.absolute())))]
     except FileNotFoundError:
         return []
-
-
-def _notes(
-    folder: Path, parts: Mapping[str, Sequence[Path]], descriptions: Sequence[Path], unread: Sequence[Path]
-) -> list[str]:
-    def list_files(files: Sequence[Path]) -> str:
-        return _join_shortened([file.relative_to(folder).as_posix() for file in files])
-
-    notes = []
-    if "" not in parts:
-        by_part = "; ".join(f"{part}: {list_files(files)}" for part, files in parts.items())
-        notes.append(f"The split is the source's own, by the names of its files ({by_part}).")
-    for files, reason in ((descriptions, "they describe the data"), (unread, "in no part of the split")):
-        if files:
-            notes.append(f"Left out ({reason}): {list_files(files)}.")
-    kinds = Counter(file.suffix.lower() or "no suffix" for file in other_files(folder))
-    if kinds:
-        counts = [f"{count:,} {suffix}" for suffix, count in kinds.most_common()]
-        notes.append(f"Left out (other kinds of files): {_join_shortened(counts)}.")
-    return notes
 
 
 def _join_shortened(names: Sequence[str]) -> str:

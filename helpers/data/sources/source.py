@@ -15,7 +15,7 @@ from helpers.data.sources.chat import chat_columns, render_row
 from helpers.data.sources.documents import passages, replace_lone_surrogates, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding, read_chunks
 from helpers.data.sources.hub import open_from_hub, open_saved, open_shards
-from helpers.data.sources.own_split import Division, divide_files, name_parts
+from helpers.data.sources.own_split import divide_files, name_parts
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
 from helpers.data.sources.refused_files import refuse_other_kinds
@@ -107,7 +107,7 @@ class Source:
     def _training_streams(self) -> list[_Stream]:
         source = self.settings.source
         if self._files:
-            parts = {part: [*map(self._file_stream, files)] for part, files in self._division.parts.items()}
+            parts = {part: [*map(self._file_stream, files)] for part, files in self._files_by_part.items()}
         elif self._path is None and source != "python-reference":
             parts = {
                 part: [_Stream(source, True, lambda read=read: self._texts(read())) for read in shards]
@@ -128,10 +128,8 @@ class Source:
             chapters = _Stream("python-reference", True, lambda: iter(_python_reference()))
             return name_parts({"all": [chapters]}, self.settings)
         if self._files:
-            for sentence in self._division.notes:
-                self.note(sentence)
-            refuse_other_kinds(chain.from_iterable(self._division.parts.values()))  # not after hours of reading
-            return {part: self._file_streams(files) for part, files in self._division.parts.items()}
+            refuse_other_kinds(chain.from_iterable(self._files_by_part.values()))  # not after hours of reading
+            return {part: self._file_streams(files) for part, files in self._files_by_part.items()}
         tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
         parts = name_parts(tables, self.settings)
         read = [id(table) for table in parts.values()]
@@ -173,11 +171,11 @@ class Source:
         return sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
 
     @cached_property
-    def _division(self) -> Division:
-        """The files of each part, and notes on the others."""
+    def _files_by_part(self) -> dict[str, list[Path]]:
+        """The files of each part."""
         if self._path in (FABLES, *self._files):
-            return Division(name_parts({"all": self._files}, self.settings), [])
-        return divide_files(self._path, self._files, self.settings)
+            return name_parts({"all": self._files}, self.settings)
+        return divide_files(self._path, self._files, self.settings, self.note)
 
     def _file_streams(self, files: Iterable[Path]) -> list[_Stream]:
         """Return the texts and tables of a part; shards such as `a-00000-of-00002` form one text or table."""
