@@ -5,8 +5,8 @@ A source is never changed. The result goes to `runs/<run>/data/`, either complet
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,12 +51,19 @@ def prepare(settings: DataSettings) -> PreparedData:
     # Two notebooks, or the processes of one training run, may prepare the same run at once: the first does the work.
     with folder_removed_on_error(folder), FileLock(folder / ".data.lock"):
         if not is_same_text(settings):
-            key = _cache_key(settings)
             if (folder / "data" / "data.json").exists():
                 _refuse_other_data(settings, {})
-            with _explain_full_disk(folder), atomic_folder(folder / "data") as new:
-                _write(settings, key, new)
-                _refuse_other_data(settings, read_json(new / "data.json")["splits"])
+            try:
+                with atomic_folder(folder / "data") as new:
+                    _write(settings, new)
+                    _refuse_other_data(settings, read_json(new / "data.json")["splits"])
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                raise SettingsError(
+                    f"The disk of {folder} is full: preparing the text temporarily needs about three times its size. "
+                    "Free some space, set COURSE_RUNS to a folder on another disk, or set max_tokens to use less text."
+                ) from None
     return open_prepared(settings.run)
 
 
@@ -74,27 +81,11 @@ def _refuse_other_data(settings: DataSettings, splits: Mapping[str, Any]) -> Non
         )
 
 
-def _cache_key(settings: DataSettings) -> dict[str, Any]:
-    """Return everything the data depend on: the settings without the run name, and the source's content."""
-    values = settings.part(DataSettings).model_dump(exclude={"run"})
-    return {"settings": values, "source_sha256": source_hash(settings.source, streaming=settings.streaming)}
-
-
-@contextmanager
-def _explain_full_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if is_disk_full(error):
-            raise SettingsError(
-                f"The disk of {folder} is full: preparing the text temporarily needs about three times its size. "
-                "Free some space, set COURSE_RUNS to a folder on another disk, or set max_tokens to use less text."
-            ) from None
-        raise
-
-
-def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
+def _write(settings: DataSettings, folder: Path) -> None:
     """Write blocks, documents and data.json into a folder."""
+    # Everything that the data depend on: the settings without the run's name, and the source's content.
+    facts = {"settings": settings.part(DataSettings).model_dump(exclude={"run"})}
+    facts["source_sha256"] = source_hash(settings.source, streaming=settings.streaming)
     tokens = TokenStream(load_tokenizer(settings.model_name_or_path))
     staging_folder = folder / "staged"
     staging_folder.mkdir()
@@ -109,7 +100,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
             pinned = settings.model_copy(update={"source_revision": newest_commit(settings)})
         source = _read(pinned, staging)
         # Otherwise data.json would hold the hash of a text that these blocks do not come from.
-        if source_hash(settings.source, streaming=settings.streaming) != key["source_sha256"]:
+        if source_hash(settings.source, streaming=settings.streaming) != facts["source_sha256"]:
             raise SettingsError(
                 f"{settings.source!r} changed while it was read: wait until nothing writes to it, then run this again."
             )
@@ -121,7 +112,7 @@ def _write(settings: DataSettings, key: dict[str, Any], folder: Path) -> None:
             trained = train_tokenizer(staging.training_texts(split.part), vocab_size=settings.vocab_size)
             trained.save_pretrained(folder / "tokenizer")
             staging.reencode(TokenStream(load_tokenizer(str(folder / "tokenizer"))))
-        facts = key | count_documents(staging, split) | {"encodings": dict(source.encodings)}
+        facts |= count_documents(staging, split) | {"encodings": dict(source.encodings)}
         facts["model_sha256"] = model_hash(settings.model_name_or_path)
         facts["documents"] = source.choice._asdict() | {
             "is_continuous": staging.is_continuous,
