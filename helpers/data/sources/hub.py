@@ -21,8 +21,12 @@ _CONNECTION_ERRORS = (
 _offline_lock = threading.Lock()  # panels read in threads: overlapping blocks would leave it offline
 
 
-def open_saved(folder: Path, settings: DataSettings) -> dict[str, Table]:
-    """Open each split of a folder that `save_to_disk` wrote; raise `SettingsError` when it is damaged."""
+def open_saved(folder: Path, settings: DataSettings) -> dict[str, list[Callable[[], Table]]]:
+    """Return, as `open_from_hub`, what opens each split of a folder that `save_to_disk` wrote.
+
+    Raises:
+        SettingsError: it is damaged.
+    """
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -31,25 +35,30 @@ def open_saved(folder: Path, settings: DataSettings) -> dict[str, Table]:
         raise SettingsError(f"{folder} cannot be opened as a saved data set ({first_line(error)}).") from None
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
     # The format it was saved with may hide columns or turn rows into arrays.
-    return {name: _open_split(split.with_format(None), settings) for name, split in splits.items()}
+    return {name: [partial(_open_split, split.with_format(None), settings)] for name, split in splits.items()}
 
 
-def open_from_hub(settings: DataSettings) -> dict[str, Table]:
-    """Open each split of a Hub data set, downloaded first, or streamed if only a part of it is needed.
+def open_from_hub(settings: DataSettings, *, by_shard: bool) -> dict[str, list[Callable[[], Table]]]:
+    """Return, for each split of a Hub data set, a function that opens it, or one for each of its shards.
 
-    If the Hub cannot be reached, the cache is used.
+    It is downloaded first, or streamed if only a part of it is needed. If the Hub cannot be reached, the cache is used.
 
     Raises:
         SettingsError: it does not exist, is gated, needs a configuration, or is neither on the Hub nor in the cache.
     """
-    return {name: _open_split(split, settings) for name, split in _load_splits(settings).items()}
+    from datasets import load_dataset
 
-
-def open_shards(settings: DataSettings) -> dict[str, list[Callable[[], Table]]]:
-    """Return, for each split, functions that open its shards for streaming; raises as `open_from_hub`."""
+    is_online = hub_answers()
+    with _explain_errors(settings, is_online=is_online), nullcontext() if is_online else _force_offline():
+        splits = load_dataset(
+            settings.source,
+            settings.source_config or None,
+            revision=settings.source_revision or None,
+            streaming=settings.streaming or (is_online and bool(settings.max_tokens)),
+        )
     return {
-        name: [partial(_open_split, split, settings, place) for place in range(split.num_shards)]
-        for name, split in _load_splits(settings).items()
+        name: [partial(_open_split, split, settings, n) for n in (range(split.num_shards) if by_shard else [None])]
+        for name, split in splits.items()
     }
 
 
@@ -59,20 +68,6 @@ def newest_commit(settings: DataSettings) -> str:
 
     with _explain_errors(settings, is_online=hub_answers()):
         return HfApi().dataset_info(settings.source, revision=settings.source_revision or None).sha
-
-
-def _load_splits(settings: DataSettings) -> Any:
-    """Return the splits of a Hub data set by name."""
-    from datasets import load_dataset
-
-    is_online = hub_answers()
-    with _explain_errors(settings, is_online=is_online), nullcontext() if is_online else _force_offline():
-        return load_dataset(
-            settings.source,
-            settings.source_config or None,
-            revision=settings.source_revision or None,
-            streaming=settings.streaming or (is_online and bool(settings.max_tokens)),
-        )
 
 
 def _open_split(split: Any, settings: DataSettings, shard: int | None = None) -> Table:

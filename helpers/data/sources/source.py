@@ -14,7 +14,7 @@ from typing import NamedTuple
 from helpers.data.sources.chat import chat_columns, render_row
 from helpers.data.sources.documents import passages, replace_lone_surrogates, row_documents, row_lines, text_documents
 from helpers.data.sources.encodings import decode, find_encoding, read_chunks
-from helpers.data.sources.hub import open_from_hub, open_saved, open_shards
+from helpers.data.sources.hub import open_from_hub, open_saved
 from helpers.data.sources.own_split import divide_files, name_parts
 from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
@@ -76,7 +76,8 @@ class Source:
         self._n_texts = max(sum(not stream.is_table for stream in streams) for streams in parts.values())
         is_alone = all(len(streams) == 1 for streams in parts.values())
         if self.settings.streaming:  # shard by shard, as in training: otherwise documents would have other rows
-            parts |= {part: self._training_streams() for part in ("", "train") if part in parts}
+            by_shard = self._streams_by_part(by_shard=True)
+            parts |= {part: by_shard[part] for part in ("", "train") if part in parts}
         for number, (part, streams) in enumerate(parts.items()):
             was_continuous, self.is_continuous = self.is_continuous, False
             documents = (self._documents(stream, is_alone=is_alone) for stream in streams)
@@ -96,7 +97,8 @@ class Source:
         Raises:
             SettingsError: the source mixes texts and tables, which cannot share one separator.
         """
-        streams = self._training_streams()
+        parts = self._streams_by_part(by_shard=True)
+        streams = parts.get("train", parts.get("", []))
         if len({stream.is_table for stream in streams}) > 1:
             raise SettingsError(
                 f"{self.settings.source!r} holds texts and tables, but streaming reads only one kind: set source to a "
@@ -104,39 +106,31 @@ class Source:
             )
         return [partial(self._documents, stream, is_alone=is_continuous) for stream in streams]
 
-    def _training_streams(self) -> list[_Stream]:
-        source = self.settings.source
-        if self._files:
-            parts = {part: [*map(self._file_stream, files)] for part, files in self._files_by_part.items()}
-        elif self._path is None and source != "python-reference":
-            parts = {
-                part: [_Stream(source, True, lambda read=read: self._texts(read())) for read in shards]
-                for part, shards in name_parts(open_shards(self.settings), self.settings).items()
-            }
-        else:
-            parts = self._streams_by_part()
-        return parts.get("train", parts.get("", []))
-
     def rows_of(self, part: str) -> Iterator[str] | None:
         """Return the texts of a part's rows unchanged, including empty ones; None if it is no table or no part."""
         streams = self._streams_by_part().get(part, [])
         is_table = streams and all(stream.is_table for stream in streams)
         return chain.from_iterable(stream.read() for stream in streams) if is_table else None
 
-    def _streams_by_part(self) -> dict[str, list[_Stream]]:
-        if self.settings.source == "python-reference":
-            chapters = _Stream("python-reference", True, lambda: iter(_python_reference()))
-            return name_parts({"all": [chapters]}, self.settings)
+    def _streams_by_part(self, *, by_shard: bool = False) -> dict[str, list[_Stream]]:
+        """Return the texts and tables of each part; unless `by_shard`, files such as `a-00000-of-00002` are one."""
+        source = self.settings.source
+        if source == "python-reference":
+            return name_parts({"all": [_Stream(source, True, lambda: iter(_python_reference()))]}, self.settings)
         if self._files:
-            refuse_other_kinds(chain.from_iterable(self._files_by_part.values()))  # not after hours of reading
-            return {part: self._file_streams(files) for part, files in self._files_by_part.items()}
-        tables = open_saved(self._path, self.settings) if self._path else open_from_hub(self.settings)
+            text_of_file = (lambda file: file) if by_shard else lambda file: _SHARD.sub("", str(file))
+            return {
+                part: [self._file_stream(list(shards)) for _, shards in groupby(files, text_of_file)]
+                for part, files in self._files_by_part.items()
+            }
+        is_saved = self._path is not None
+        tables = open_saved(self._path, self.settings) if is_saved else open_from_hub(self.settings, by_shard=by_shard)
         parts = name_parts(tables, self.settings)
-        read = [id(table) for table in parts.values()]
-        if unread := [name for name, table in tables.items() if id(table) not in read]:
+        if unread := [name for name, shards in tables.items() if all(shards is not read for read in parts.values())]:
             self.note(f"Left out (in no part of the split): {', '.join(unread)}.")
         return {
-            part: [_Stream(self.settings.source, True, partial(self._texts, table))] for part, table in parts.items()
+            part: [_Stream(source, True, partial(self._texts, open_table)) for open_table in shards]
+            for part, shards in parts.items()
         }
 
     @property
@@ -174,21 +168,19 @@ class Source:
     def _files_by_part(self) -> dict[str, list[Path]]:
         """The files of each part."""
         if self._path in (FABLES, *self._files):
-            return name_parts({"all": self._files}, self.settings)
-        return divide_files(self._path, self._files, self.settings, self.note)
+            parts = name_parts({"all": self._files}, self.settings)
+        else:
+            parts = divide_files(self._path, self._files, self.settings, self.note)
+        refuse_other_kinds(chain.from_iterable(parts.values()))  # not after hours of reading
+        return parts
 
-    def _file_streams(self, files: Iterable[Path]) -> list[_Stream]:
-        """Return the texts and tables of a part; shards such as `a-00000-of-00002` form one text or table."""
-        groups = groupby(files, lambda file: _SHARD.sub("", str(file)))
-        return [self._file_stream(*group) for _, group in groups]
-
-    def _file_stream(self, *files: Path) -> _Stream:
+    def _file_stream(self, files: Sequence[Path]) -> _Stream:
         """Return the text or table in these files."""
         is_table = kind_of(files[0]) in TABLES
-        return _Stream(str(files[0]), is_table, partial(self._table_texts if is_table else self._text_chunks, *files))
+        return _Stream(str(files[0]), is_table, partial(self._table_texts if is_table else self._text_chunks, files))
 
-    def _table_texts(self, *files: Path) -> Iterator[str]:
-        return chain.from_iterable(self._texts(self._open_table(file)) for file in files)
+    def _table_texts(self, files: Sequence[Path]) -> Iterator[str]:
+        return chain.from_iterable(self._texts(partial(self._open_table, file)) for file in files)
 
     def _open_table(self, file: Path) -> Table:
         kind, name = kind_of(file), str(file)
@@ -200,8 +192,9 @@ class Source:
             return peek_columns(name, csv_rows(name, text, delimiter=delimiter, note=self.note))
         return peek_columns(name, json_rows(name, text))
 
-    def _texts(self, table: Table) -> Iterator[str]:
+    def _texts(self, open_table: Callable[[], Table]) -> Iterator[str]:
         """Return the texts of a table's rows."""
+        table = open_table()
         self._n_columns = len(table.columns)
         columns = chat_columns(table.columns, self.settings.text_column)
         self._set_chat(bool(columns), table.name)
@@ -236,7 +229,7 @@ class Source:
         except SettingsError as error:
             raise SettingsError(f"{name}, {place}: {error}. Fix the row, or set text_column.") from None
 
-    def _text_chunks(self, *files: Path) -> Iterator[str]:
+    def _text_chunks(self, files: Sequence[Path]) -> Iterator[str]:
         return chain(["\n"] if self._path == FABLES else [], chain.from_iterable(map(self._decode, files)))
 
     def _documents(self, stream: _Stream, *, is_alone: bool = False) -> Iterator[str]:

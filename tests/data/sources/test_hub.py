@@ -178,14 +178,15 @@ def test_what_is_requested_follows_from_the_settings(monkeypatch, values, is_onl
     monkeypatch.setattr("datasets.load_dataset", lambda *names, **options: asked.update(options, names=names) or {})
     monkeypatch.setattr(hub_module, "hub_answers", lambda: is_online)
     named = DataSettings(source=TEXTS, source_config="small", source_revision="v2", **values)
-    assert hub_module.open_from_hub(named) == {}
+    assert hub_module.open_from_hub(named, by_shard=False) == {}
     assert asked == {"names": (TEXTS, "small"), "revision": "v2", "streaming": is_streaming}
 
 
 def test_only_the_requested_columns_are_read(monkeypatch):
     split = Dataset.from_dict({"story": ["a", "b"], "picture": [b"x", b"y"]})
-    monkeypatch.setattr(hub_module, "_load_splits", lambda _: {"train": split})
-    table = hub_module.open_from_hub(DataSettings(source=TEXTS))["train"]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"train": split})
+    (open_table,) = hub_module.open_from_hub(DataSettings(source=TEXTS), by_shard=False)["train"]
+    table = open_table()
     assert set(table.columns) == {"story", "picture"}
     assert list(table.rows(["story"])) == [("row 1", {"story": "a"}), ("row 2", {"story": "b"})]
 
@@ -212,7 +213,7 @@ def test_a_misspelled_folder_that_looks_like_a_hub_name_gets_a_suggestion(tmp_pa
     (tmp_path / "data" / "my_texts").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=r"; did you mean 'data/my_texts'\?$"):
-        hub_module.open_from_hub(DataSettings(source="data/my_text"))
+        hub_module.open_from_hub(DataSettings(source="data/my_text"), by_shard=False)
 
 
 def test_threads_that_read_offline_leave_the_library_online(monkeypatch):

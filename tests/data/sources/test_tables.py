@@ -46,7 +46,8 @@ def test_only_a_few_rows_are_in_memory_at_once_as_each_can_be_a_book(tmp_path, k
     books = Dataset.from_dict({"text": [f"{number:04} " + "a" * 2**17 for number in range(256)]})
     if kind == "saved":
         books.save_to_disk(tmp_path / "saved")
-        table = open_saved(tmp_path / "saved", DataSettings())["train"]
+        (open_table,) = open_saved(tmp_path / "saved", DataSettings())["train"]
+        table = open_table()
     else:
         books.to_parquet(tmp_path / "a.parquet")
         table = parquet_table(tmp_path / "a.parquet")
