@@ -234,14 +234,6 @@ def test_a_changed_folder_is_detected_by_names_and_sizes(tiny_model, tmp_path):
         prepare(settings)
 
 
-def test_texts_and_tables_are_not_streamed_together(tiny_model, tmp_path):
-    folder = write_shards(tmp_path / "shards", "ab")
-    (folder / "c.txt").write_text("\n\n".join(SHARDS[3]))
-    settings = streaming(folder, tiny_model)
-    with pytest.raises(SettingsError, match="holds texts and tables, but streaming reads only one kind"):
-        open_training_blocks(prepare(settings), settings)
-
-
 def test_prompts_cannot_be_masked_in_a_stream(tiny_model, tmp_path):
     settings = streaming(write_shards(tmp_path / "shards", "ab"), tiny_model, train_on="completion")
     with pytest.raises(SettingsError, match="streaming = True trains on all of the text"):

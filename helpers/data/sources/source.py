@@ -47,15 +47,16 @@ class Source:
 
     Attributes:
         encodings: the number of text files per encoding, counted as they are read.
-        is_continuous: whether it is one text in passages rather than documents; known once `parts` yields a part.
-        is_chat: whether it holds conversations; None before something is read.
+        is_continuous: whether it is one text in passages rather than documents.
+        is_chat: whether it holds conversations.
+        choice: what separates its documents, and why. It and the two before are known once `parts` yields a part.
     """
 
     def __init__(self, settings: DataSettings) -> None:
         """Find the source; raise `SettingsError` if it does not exist."""
         self.settings, self.encodings = settings, Counter[str]()
         self.is_continuous = False
-        self._choices: dict[bool, Choice] = {}  # for tables (True) and texts (False): what separates documents
+        self.choice: Choice | None = None
         self._n_columns = self._n_texts = 1
         self.is_chat: bool | None = None
         self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the places it is about ('' if none)
@@ -75,37 +76,26 @@ class Source:
             SettingsError: something cannot be read, or there is no such split or column.
         """
         parts = self._streams_by_part()
+        if len({stream.is_table for streams in parts.values() for stream in streams}) > 1:
+            raise SettingsError(
+                f"{self.settings.source!r} holds texts and tables, which cannot share one document_separator: set "
+                "source to a folder with one of the two kinds."
+            )
         self._n_texts = max(sum(not stream.is_table for stream in streams) for streams in parts.values())
         is_alone = all(len(streams) == 1 for streams in parts.values())
         if self.settings.streaming:  # shard by shard, as in training: otherwise documents would have other rows
             by_shard = self._streams_by_part(by_shard=True)
             parts |= {part: by_shard[part] for part in ("", "train") if part in parts}
-        for number, (part, streams) in enumerate(parts.items()):
-            was_continuous, self.is_continuous = self.is_continuous, False
+        for part, streams in parts.items():
             documents = (self._documents(stream, is_alone=is_alone) for stream in streams)
             # Open the first one now: it decides how the documents of this part are stored.
             first = next(documents)
-            if number and self.is_continuous != was_continuous:
-                raise SettingsError(
-                    f"{next(iter(parts))} and {part} of {self.settings.source!r} differ: one is a continuous text "
-                    "and the other consists of documents, so a test would not measure what was trained. Set "
-                    "document_separator for both, such as 'blank line' or 'row'."
-                )
             yield part, chain(first, chain.from_iterable(documents))
 
     def training_shards(self, *, is_continuous: bool) -> list[Callable[[], Iterator[str]]]:
-        """Return a function per shard of the training text (a file or a Hub shard) that reads all its documents.
-
-        Raises:
-            SettingsError: the source mixes texts and tables, which cannot share one separator.
-        """
+        """Return a function per shard of the training text (a file or a Hub shard) that reads all its documents."""
         parts = self._streams_by_part(by_shard=True)
         streams = parts.get("train", parts.get("", []))
-        if len({stream.is_table for stream in streams}) > 1:
-            raise SettingsError(
-                f"{self.settings.source!r} holds texts and tables, but streaming reads only one kind: set source to a "
-                "folder with one of them."
-            )
         return [partial(self._documents, stream, is_alone=is_continuous) for stream in streams]
 
     def rows_of(self, part: str) -> Iterator[str] | None:
@@ -142,12 +132,6 @@ class Source:
     def has_prompts(self) -> bool:
         """Whether its documents have prompts that are not learned; known once `parts` yields a part."""
         return bool(self.is_chat) and self.settings.train_on != "all" and not self.settings.streaming
-
-    @property
-    def choice(self) -> Choice:
-        """What separates the documents of its texts and tables, and why; known once `parts` yields a part."""
-        separators, reasons = zip(*sorted(set(self._choices.values())), strict=True)
-        return Choice(" and ".join(separators), "; ".join(filter(None, reasons)))
 
     @property
     def notes(self) -> list[str]:
@@ -240,16 +224,16 @@ class Source:
         return chain(["\n"] if self._path == FABLES else [], chain.from_iterable(map(self._decode, files)))
 
     def _documents(self, stream: _Stream, *, is_alone: bool = False) -> Iterator[str]:
-        """Return the documents of one text or table; the first of its kind decides the separator."""
+        """Return the documents of one text or table; the first one decides the separator."""
         pieces = stream.read()
         sample = list(take_pieces(pieces, SAMPLE_CHARACTERS, SAMPLE_ROWS if stream.is_table else None))
         pieces = chain(sample, pieces)
-        if not stream.is_table or self.is_chat is None:  # other tables were looked at when they were opened
+        if self.is_chat is None:  # most tables were looked at when they were opened
             self._set_chat(False, stream.name)
-        if stream.is_table not in self._choices:
+        if self.choice is None:
             rows = sample if stream.is_table else "".join(sample).split("\n")
-            self._choices[stream.is_table] = self._choose(rows, is_table=stream.is_table)
-        separator = self._choices[stream.is_table].separator
+            self.choice = self._choose(rows, is_table=stream.is_table)
+        separator = self.choice.separator
         if separator == "file" and is_alone:
             self.is_continuous = True
             return passages(row_lines(pieces) if stream.is_table else pieces)
