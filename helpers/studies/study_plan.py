@@ -1,7 +1,6 @@
 """Predict a study's trials, hours and disk space before it starts, and refuse what does not fit."""
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 from helpers.data import refuse_missing
 from helpers.display import GIB, PlainTextMixin, duration_range, size_text
 from helpers.files import free_bytes
-from helpers.settings import PATH_SETTINGS, SettingsError, without_effect
-from helpers.studies.study import Range, Study, trial_name
+from helpers.settings import PATH_SETTINGS, SettingsError, describe_without_effect
+from helpers.studies.study import Study, trial_name
 from helpers.training.devices import GraphicsCard, this_processor
 from helpers.training.plan import RunPlan, plan_run, planned_shape
 from helpers.training.run_files import checkpoint_bytes, disk_bytes, model_bytes
@@ -80,8 +79,7 @@ class StudyPlan(PlainTextMixin):
         """Why the study cannot start, one sentence each; empty if it can, or if nothing is left to do."""
         if not self.n_left:
             return []
-        reasons = [] if self.is_started else [*equal_trials(self.study)]
-        reasons += [f"{self._point(plan)} {plan.verdict}." for plan in self.too_large[:_MAX_REFUSALS]]
+        reasons = [f"{self._point(plan)} {plan.verdict}." for plan in self.too_large[:_MAX_REFUSALS]]
         if len(self.too_large) > _MAX_REFUSALS:
             reasons.append(f"{len(self.too_large) - _MAX_REFUSALS} more points do not fit either.")
         if not self.too_large and self.max_workers < self.workers:
@@ -117,9 +115,10 @@ class StudyPlan(PlainTextMixin):
             "optimises": self.study.optimise + (", pruned by the median rule" if self.study.prune else ""),
             "time": self._time(),
             "disk": self._disk(),
+            "no effect": next(filter(None, (describe_without_effect(plan.settings) for plan in self.plans)), ""),
             "storage": "a server" if self.study.storage else "a journal in the study's folder",
         }
-        return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
+        return "\n".join(f"{name:<10} {value}" for name, value in rows.items() if value)
 
     def _time(self) -> str:
         limit = f"; none starts after {self.study.budgets.hours:g} h" if self.study.budgets.hours else ""
@@ -171,21 +170,6 @@ def plan_study(study: Study, card: GraphicsCard | None, *, workers: int = 1, n_l
     return StudyPlan(
         study, card, min(workers, max(1, left)), left, n_left is not None, tuple(plans), free_bytes(study.folder)
     )
-
-
-def equal_trials(study: Study) -> Iterator[str]:
-    """Yield a sentence for each varied setting without effect in some point of a grid, or in an entire search."""
-    points = [study.training_settings(corner) for corner in study.corners]
-    ineffective = [without_effect(settings) for settings in points]
-    varied = [name for name, variation in study.vary.items() if isinstance(variation, Range) or len(variation) > 1]
-    for name in varied:
-        cases = [(settings, names[name]) for settings, names in zip(points, ineffective, strict=True) if name in names]
-        if cases and (study.is_grid or len(cases) == len(points)):
-            settings, other = cases[0]
-            yield (
-                f"{name} has no effect with {other} = {getattr(settings, other)!r}, so trials that differ only in it "
-                f"would be the same: take {name} out of `vary`, or set another {other}."
-            )
 
 
 def _inputs(study: Study) -> list[dict[str, Any]]:
