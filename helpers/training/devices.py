@@ -27,7 +27,7 @@ def find_card(name: str) -> GraphicsCard:
     """Return a card from the table by its name, as people or the driver write it; 'processor' is this machine's.
 
     Raises:
-        SettingsError: there is no such card; the message suggests cards with the same number, else the nearest name.
+        SettingsError: there is no such card; the message suggests the nearest ones.
 
     >>> find_card("NVIDIA GeForce RTX 4070 Ti").half_tflops
     80.2
@@ -37,10 +37,8 @@ def find_card(name: str) -> GraphicsCard:
     for card in CARDS:
         if same_card(card.name, name):
             return card
-    number = "".join(re.findall(r"\d{4}", name))
-    same_number = [card.name for card in CARDS if number and number in card.name]
-    names, cutoff = (same_number, 1.0) if same_number else ([*(card.name for card in CARDS), PROCESSOR], 0.5)
-    raise SettingsError(f"There is no card {name!r} in the table{did_you_mean(name, names, cutoff=cutoff)}")
+    names = [*(card.name for card in CARDS), PROCESSOR]
+    raise SettingsError(f"There is no card {name!r} in the table{did_you_mean(name, names)}")
 
 
 def card_of_this_machine() -> GraphicsCard | None:

@@ -29,7 +29,7 @@ def test_the_drivers_name_of_a_laptop_gpu_is_found():
     ("name", "nearest"),
     [("RTX 3060", "did you mean 'RTX 3060 12 GB' or 'RTX 3060 Ti'?"), ("T44", "did you mean 'T4'?")],
 )
-def test_an_unknown_card_name_suggests_cards_with_its_number_or_the_closest_name(name, nearest):
+def test_an_unknown_card_name_suggests_the_closest_names(name, nearest):
     with pytest.raises(SettingsError, match=re.escape(nearest)):
         find_card(name)
 

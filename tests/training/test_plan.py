@@ -322,7 +322,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--gpu", "4070 tie"], "there are RTX 4070, RTX 4070 Laptop, "),
+            (["--gpu", "4070 tie"], "did you mean 'RTX 4070 Ti'"),
             (["--gpu", ""], "There is no card ''"),
             (["--preset", "guid"], "did you mean 'guide'?"),
             (["--gpu", "T4", "-p", "model_name_or_path", "x/y"], "The shape of the model 'x/y' is not known"),
