@@ -188,7 +188,7 @@ def _train_once(
     trained = add_adapter(model, settings, half=half) if settings.lora_r else model
     set_seed(settings.seed)
     callbacks = training_callbacks(settings, folder, model=trained, tokenizer=tokenizer)
-    display, slowness = RunDisplay(settings, has_bar=progress, watch=watch), SlownessWatch(folder)
+    display, slowness = RunDisplay(settings, has_bar=progress, watch=watch), SlownessWatch()
     tokens_per_process = len(train) * settings.block_size // processes.n_processes()
     predicted = predict_on_this_machine(settings, model.config, train_tokens=tokens_per_process)
     reset_peak()

@@ -9,7 +9,6 @@ from helpers.environment import Machine, read_machine
 from helpers.environment.fixes import RELIEVE_CARD
 from helpers.environment.wheels import windows_driver
 from helpers.training.callbacks import StepTimer
-from helpers.training.run_files import HistoryFile
 
 _RECENT = 5  # number of steps to judge
 _MIN_STEPS, _MAX_STEPS = 20, 1000  # earlier steps that define what is normal; the limit keeps the median cheap
@@ -47,14 +46,14 @@ def slowdown(seconds: Sequence[float]) -> float:
 
 
 class SlownessWatch(StepTimer):
-    """When steps become slow, write one row with a `warning` to the history and a line to the log.
+    """When steps become slow, add one row with a `warning` to the history and a line to the log.
 
     The machine is examined only then: asking the driver takes up to a second.
     """
 
-    def __init__(self, folder: Any, read: Callable[[], Machine] = lambda: read_machine(quick=True)) -> None:
+    def __init__(self, read: Callable[[], Machine] = lambda: read_machine(quick=True)) -> None:
         super().__init__()
-        self.folder, self.read, self.checks_left = folder, read, _MAX_CHECKS
+        self.read, self.checks_left = read, _MAX_CHECKS
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """If the latest steps were slow, find the reason and report it."""
@@ -65,4 +64,3 @@ class SlownessWatch(StepTimer):
             self.checks_left = 0
             logging.getLogger(__name__).warning(reason)
             state.log_history.append({"step": state.global_step, "warning": reason})
-            HistoryFile(self.folder).write(state.log_history)

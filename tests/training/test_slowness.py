@@ -6,7 +6,6 @@ import pytest
 
 from helpers.environment import GIB, GpuReading, Nvml, read_machine
 from helpers.environment.facts import Unread
-from helpers.training.run_files import read_history
 from helpers.training.slowness import SlownessWatch, slow_reason, slowdown
 from helpers.troubleshooting import explain
 
@@ -66,15 +65,15 @@ def test_unreadable_facts_do_not_stop_training(host):
     assert slow_reason(THREE_TIMES, unread) is None
 
 
-def test_the_reason_is_written_once_to_the_history_and_the_log(host, tmp_path, caplog):
+def test_the_reason_is_written_once_to_the_history_and_the_log(host, caplog):
     looks = []
-    watch = SlownessWatch(tmp_path, read=lambda: looks.append(1) or machine(host, on_battery=True))
+    watch = SlownessWatch(read=lambda: looks.append(1) or machine(host, on_battery=True))
     state = SimpleNamespace(is_world_process_zero=True, global_step=30, log_history=[{"step": 20, "loss": 2.0}])
     watch.on_log(None, state, None)
     assert looks == [], "the machine is not read while nothing is slow"
     watch.seconds = TWICE
     for _ in range(3):
         watch.on_log(None, state, None)
-    warnings = [row["warning"] for row in read_history(tmp_path) if "warning" in row]
+    warnings = [row["warning"] for row in state.log_history if "warning" in row]
     assert warnings == caplog.messages
     assert len(warnings) == len(looks) == 1
