@@ -129,7 +129,7 @@ class StudyPlan(PlainTextMixin):
         if self.hours is None:
             return f"not predicted: the peak of {device} is not known{limit}"
         time = duration_range(*(3600 * hours for hours in self.hours))
-        return f"{time}, predicted for {device}, one trial after the other, {plan.seconds_are}, training only{limit}"
+        return f"{time}, predicted for {device}, one trial after the other, training only ({plan.seconds_are}){limit}"
 
     def _disk(self) -> str:
         budget = f", budget {self.study.budgets.disk_gib:g} GiB" if self.study.budgets.disk_gib else ""

@@ -40,7 +40,7 @@ def test_the_description_names_the_remaining_trials_their_time_and_the_budgets(s
         "3, the points of a grid, 1 of them settled already",
         "learning_rate: 0.0001, 0.001, 0.002",
         f"{low} to {high}, predicted for one RTX 4070 Ti",
-        "training only; none starts after 5 h",
+        "; none starts after 5 h",
         ", budget 900 GiB",
     ):
         assert words in str(planned)
