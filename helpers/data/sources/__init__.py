@@ -4,7 +4,7 @@
 - `paths`, `own_split`: which files a source has, and which part of its own split each belongs to
 - `refused_files`, `encodings`: recognise files by their first bytes, and decode bytes to text
 - `tables`, `rows`: read tables row by row, and find the column that holds the text
-- `hub`: what the `datasets` library opens, from the Hub, cloned from it, or saved on disk
+- `hub`: what the `datasets` library opens, from the Hub or saved on disk
 - `documents`, `recognition`: cut texts and rows into documents; detect what separates them
 - `chat`: write conversations as documents
 

@@ -1,4 +1,4 @@
-"""Data sets that the `datasets` library opens, from the Hub, cloned, or saved on disk: splits and rows."""
+"""Data sets that the `datasets` library opens, from the Hub or saved on disk: their splits and rows."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -38,26 +38,23 @@ def open_saved(folder: Path, settings: DataSettings) -> dict[str, list[Callable[
     return {name: [partial(_open_split, split.with_format(None), settings)] for name, split in splits.items()}
 
 
-def open_from_hub(
-    settings: DataSettings, *, by_shard: bool, clone: Path | None = None
-) -> dict[str, list[Callable[[], Table]]]:
+def open_from_hub(settings: DataSettings, *, by_shard: bool) -> dict[str, list[Callable[[], Table]]]:
     """Return, for each split of a Hub data set, a function that opens it, or one for each of its shards.
 
     It is downloaded first, or streamed if only a part of it is needed. If the Hub cannot be reached, the cache is used.
-    A `clone` of its repository is read in its place.
 
     Raises:
         SettingsError: it does not exist, is gated, needs a configuration, or is neither on the Hub nor in the cache.
     """
     from datasets import load_dataset
 
-    is_online = clone is not None or hub_answers()
+    is_online = hub_answers()
     with _explain_errors(settings, is_online=is_online), nullcontext() if is_online else _force_offline():
         splits = load_dataset(
-            str(clone or settings.source),
+            settings.source,
             settings.source_config or None,
             revision=settings.source_revision or None,
-            streaming=settings.streaming or clone is not None or (is_online and bool(settings.max_tokens)),
+            streaming=settings.streaming or (is_online and bool(settings.max_tokens)),
         )
     return {
         name: [partial(_open_split, split, settings, n) for n in (range(split.num_shards) if by_shard else [None])]
@@ -139,8 +136,7 @@ def _describe_error(settings: DataSettings, error: BaseException, *, is_online: 
     elif any(name in words for name in _CONNECTION_ERRORS):
         reason = f"could not be downloaded completely ({first_line(error)}): run this again to continue"
     else:
-        advice = f"check source_config, the network and whether a clone is complete, {shipped}"
-        reason = f"could not be loaded ({first_line(error)}): {advice}"
+        reason = f"could not be loaded ({first_line(error)}): check source_config and the network, {shipped}"
     return f"The Hub's data set {source!r} {reason}{did_you_mean(source, similar_paths(source))}"
 
 

@@ -1,11 +1,14 @@
 """A source's own split: the part of each file in a folder or split of a data set, and the files not to read."""
 
 import functools
+import glob
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import yaml
 
 from helpers.data.sources.paths import in_order, other_files
 from helpers.settings import DataSettings, SettingsError
@@ -57,19 +60,22 @@ def divide_files(
     """Return which files of a folder are read, by part ('' if still to be split); `note` gets what is left out and why.
 
     If the names indicate training text and a test or a validation, these files are the split and the rest is left out.
-    If they indicate only a test or a validation, all other files are for training.
+    If they indicate only a test or a validation, all other files are for training. A Hub card (README.md) with several
+    configurations says which files belong to the chosen one.
 
     Raises:
-        SettingsError: there is no such split, or no file for training.
+        SettingsError: there is no such split or configuration, or no file for training.
     """
     names = {file: file.relative_to(folder).as_posix() for file in files}
     descriptions = [file for file in files if _DESCRIPTION_NAME.fullmatch(names[file])]
     if len(descriptions) == len(files):
         descriptions = []
     read = in_order({*files}.difference(descriptions))  # the order determines the random draws of a split
+    by_card = _files_by_card(folder, read, settings) if len(read) > 1 else {}
     files_by_part: dict[str, list[Path]] = {}
-    for file in read:
-        files_by_part.setdefault(part_of(names[file]), []).append(file)
+    for part, listed in (by_card or {"": read}).items():
+        for file in in_order({*listed}):
+            files_by_part.setdefault(part or part_of(names[file]), []).append(file)
     parts = _choose_parts(files_by_part, names, settings)
     unread = in_order({*read}.difference(*parts.values()))
     if "" not in parts:
@@ -130,6 +136,62 @@ def name_parts(splits: Mapping[str, Content], settings: DataSettings) -> dict[st
             f"{settings.source!r} has no split for training among {list(splits)[:20]}: set source_split to one of them."
         )
     return parts
+
+
+def _files_by_card(folder: Path, read: Sequence[Path], settings: DataSettings) -> dict[str, list[Path]]:
+    """Return the files of the chosen configuration by part, as listed in the README.md card of a Hub data set.
+
+    The part is '' if the card does not say; {} if there is no card, or only one configuration without a split.
+
+    Raises:
+        SettingsError: the card lacks the configuration, has several and none is chosen, or no file of the chosen one
+            exists.
+    """
+    configurations = _configurations(folder / "README.md")
+    if not configurations:
+        return {}
+    default = [name for name, entry in configurations.items() if name == "default" or entry.get("default")]
+    wanted = settings.source_config or next(iter(configurations if len(configurations) == 1 else default), "")
+    if wanted not in configurations:
+        missing = f"no configuration {wanted!r}" if wanted else f"{len(configurations)} configurations"
+        raise SettingsError(
+            f"{settings.source!r} has {missing}: set source_config to one of {list(configurations)[:20]}, as "
+            "listed in its README.md."
+        )
+    entry = configurations[wanted]
+    listed = entry.get("data_files") or (f"{entry['data_dir']}/**" if entry.get("data_dir") else "**")
+    parts: dict[str, list[Path]] = {}
+    for item in listed if isinstance(listed, list) else [listed]:
+        split, patterns = (item.get("split", ""), item.get("path", [])) if isinstance(item, dict) else ("", item)
+        for pattern in patterns if isinstance(patterns, list) else [patterns]:
+            if files := {*_matching(folder, str(pattern))}.intersection(read):
+                parts.setdefault(part_of(str(split)), []).extend(files)
+    if not parts and len(configurations) > 1:
+        raise SettingsError(
+            f"{settings.source!r} has no file of the configuration {wanted!r}, which README.md describes as {listed}: "
+            "copy the repository with its folders, or move README.md away to read the files by their names."
+        )
+    has_split = "train" in parts and len(parts) > 1
+    return parts if has_split or len(configurations) > 1 else {}
+
+
+def _configurations(card: Path) -> dict[str, dict[str, Any]]:
+    """Return the configurations in the metadata of a card; {} if it has none that can be read."""
+    try:
+        head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+        entries = (yaml.safe_load(head[1]) or {}).get("configs", []) if head else []
+        return {str(entry["config_name"]): entry for entry in entries}  # YAML reads 2024 as a number
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
+        return {}  # not a Hub card, and nothing depends on it
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    from datasets.data_files import resolve_pattern
+
+    try:
+        return [Path(file) for file in resolve_pattern(pattern, glob.escape(str(folder.absolute())))]
+    except FileNotFoundError:
+        return []
 
 
 def _join_shortened(names: Sequence[str]) -> str:

@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
 from helpers.data.sources.encodings import CODECS
 from helpers.display import did_you_mean, last_part
 from helpers.paths import ASSETS, NOTEBOOKS, find_path, is_hidden, paths_of, similar_paths
@@ -114,16 +112,6 @@ def kind_of(file: Path) -> str:
 def is_saved_dataset(path: Path) -> bool:
     """Return whether a folder was written by `save_to_disk`."""
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def is_clone(folder: Path) -> bool:
-    """Return whether a folder is a data set of the Hub whose card says which files belong to which part."""
-    from huggingface_hub import metadata_load
-
-    try:
-        return "configs" in (metadata_load(folder / "README.md") or {})
-    except (OSError, ValueError, yaml.YAMLError):  # no card, or one without metadata that can be read
-        return False
 
 
 def source_files(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from helpers.data.sources.documents import passages, replace_lone_surrogates, ro
 from helpers.data.sources.encodings import decode, find_encoding, read_chunks
 from helpers.data.sources.hub import open_from_hub, open_saved
 from helpers.data.sources.own_split import divide_files, name_parts
-from helpers.data.sources.paths import FABLES, TABLES, is_clone, is_saved_dataset, kind_of, source_files, source_path
+from helpers.data.sources.paths import FABLES, TABLES, is_saved_dataset, kind_of, source_files, source_path
 from helpers.data.sources.recognition import SAMPLE_CHARACTERS, SAMPLE_ROWS, Choice, recognise
 from helpers.data.sources.refused_files import refuse_other_kinds
 from helpers.data.sources.rows import Row, csv_rows, json_rows
@@ -61,10 +61,8 @@ class Source:
         self.is_chat: bool | None = None
         self._notes: dict[str, dict[str, None]] = {}  # a sentence -> the places it is about ('' if none)
         self._path = source_path(settings.source)
-        self._is_saved = self._path is not None and is_saved_dataset(self._path)
-        self._is_clone = self._path is not None and is_clone(self._path)
-        is_files = self._path is not None and not self._is_saved and not self._is_clone
-        self._files = source_files(self._path) if is_files else []
+        is_files = self._path is not None and not is_saved_dataset(self._path)
+        self._files = source_files(self._path) if self._path and is_files else []
 
     def parts(self) -> Iterator[tuple[str, Iterator[str]]]:
         """Yield each part of the source with its texts: `train`, `validation`, `test`, or '' if not split yet.
@@ -115,11 +113,8 @@ class Source:
                 part: [self._file_stream(list(shards)) for _, shards in groupby(files, text_of_file)]
                 for part, files in self._files_by_part.items()
             }
-        if self._is_saved:
-            tables = open_saved(self._path, self.settings)
-        else:
-            refuse_other_kinds(source_files(self._path) if self._is_clone else ())
-            tables = open_from_hub(self.settings, by_shard=by_shard, clone=self._path)
+        is_saved = self._path is not None
+        tables = open_saved(self._path, self.settings) if is_saved else open_from_hub(self.settings, by_shard=by_shard)
         parts = name_parts(tables, self.settings)
         if unread := [name for name, shards in tables.items() if all(shards is not read for read in parts.values())]:
             self.note(f"Left out (in no part of the split): {', '.join(unread)}.")
@@ -150,9 +145,7 @@ class Source:
         """Estimate the bytes of text from the sizes of its files, with all columns of a table; 0 if not on disk."""
         if self.settings.source == "python-reference":
             return sum(map(len, _python_reference()))
-        files = source_files(self._path) if self._is_clone else self._files
-        if self._is_saved:
-            files = self._path.rglob("data-*.arrow")
+        files = self._files or (self._path.rglob("data-*.arrow") if self._path else ())
         return sum(file.stat().st_size * _EXPANSION.get(file.suffix.lower(), 1) for file in files)
 
     @cached_property

@@ -197,7 +197,7 @@ def test_only_the_requested_columns_are_read(monkeypatch):
         ("Dataset scripts are no longer supported", "is a script, and scripts no longer load: look for a Parquet copy"),
         ("Config name is missing.\nUse one of: ['small']", "(Config name is missing. Use one of: ['small'])"),
         ("ReadTimeout", "could not be downloaded completely"),
-        ("Something else", "could not be loaded (Something else): check source_config, the network and"),
+        ("Something else", "could not be loaded (Something else): check source_config and the network, or use"),
     ],
 )
 def test_a_message_of_the_library_becomes_a_reason_with_advice(message, words):

@@ -86,6 +86,14 @@ def test_long_lists_of_names_are_shortened(tmp_path):
     assert str(error.value).count(",") == 19
 
 
+def test_the_name_of_a_configuration_can_be_a_number(tmp_path):
+    make(tmp_path, "train.txt=train test.txt=test")
+    card = CARD.format("- config_name: 2024\n  data_files: train.txt\n- config_name: 2025\n  data_files: test.txt")
+    (tmp_path / "README.md").write_text(card)
+    parts = Source(DataSettings(source=str(tmp_path), source_config="2025")).parts()
+    assert {part: list(texts) for part, texts in parts} == {"": ["test"]}
+
+
 @pytest.mark.parametrize(
     "layout", ["a.txt=a b.txt=b", "train.txt=a extra.txt=b", "contest.txt=a devil.txt=b", "latest/a.txt=a trains.txt=b"]
 )
@@ -123,32 +131,46 @@ def test_a_cloned_repository_is_read_according_to_the_configuration_in_its_card(
     assert {part: list(texts) for part, texts in Source(settings).parts()} == {"train": ["train"], "test": ["test"]}
     settings = DataSettings(source=str(tmp_path), source_config="large")
     assert {part: list(texts) for part, texts in Source(settings).parts()} == {"train": ["big"], "test": ["big_test"]}
-    with pytest.raises(SettingsError, match=r"set source_config \(Config name is missing.*\['small', 'large'\]"):
+    with pytest.raises(SettingsError, match=r"has 2 configurations: set source_config to one of \['small', 'large'\]"):
         list(Source(DataSettings(source=str(tmp_path))).parts())
     (tmp_path / "README.md").write_text(TWO.partition("- config_name: large")[0] + "---\n")
     parts = Source(DataSettings(source=str(tmp_path))).parts()
     assert {part: list(texts) for part, texts in parts} == {"train": ["train"], "test": ["test"]}, "the only one"
 
 
-@pytest.mark.parametrize("card", ["# Words", "---\nlicense: mit\n---\n", "---\n: [\n---\n"])
+@pytest.mark.parametrize("card", ["# Words", "---\nconfigs: 3\n---\n", "---\n: [\n---\n", CARD.format("- x: 1")])
 def test_a_card_without_configurations_changes_nothing(tmp_path, card):
     make(tmp_path, "train.txt=train test.txt=test")
     (tmp_path / "README.md").write_text(card)
     assert {part for part, _ in Source(DataSettings(source=str(tmp_path))).parts()} == {"train", "test"}
 
 
-@pytest.mark.parametrize(
-    ("layout", "words"),
-    [("large/train.txt=big large/test.txt=big_test", "could not be loaded .* whether a clone is complete"),
-     ("small/a-0.txt=train small/b-0.txt=test large/train.csv=pointer", r"train\.csv is only a pointer to the data")],
-)  # fmt: skip
-def test_a_clone_with_missing_files_or_pointers_in_their_place_is_refused(tmp_path, layout, words):
-    make(tmp_path, layout)
+def test_a_flattened_copy_of_a_repository_is_split_by_its_file_names(tmp_path):
+    make(tmp_path, "train-0.txt=train test-0.txt=test")
+    (tmp_path / "README.md").write_text(
+        CARD.format("- config_name: all\n  data_files: [{split: train, path: x/a-*}, {split: test, path: x/b-*}]")
+    )
+    assert {part: list(texts) for part, texts in Source(DataSettings(source=str(tmp_path))).parts()} == {
+        "train": ["train"], "test": ["test"]
+    }  # fmt: skip
+
+
+def test_a_configuration_whose_files_are_missing_is_named(tmp_path):
+    make(tmp_path, "large/train.txt=big large/test.txt=big_test")
     (tmp_path / "README.md").write_text(TWO)
-    if "pointer" in layout:
-        (tmp_path / "large/train.csv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
-    with pytest.raises(SettingsError, match=words):
+    with pytest.raises(SettingsError, match=r"no file of the configuration 'small', .*small/a-\*"):
         list(Source(DataSettings(source=str(tmp_path), source_config="small")).parts())
+
+
+@pytest.mark.parametrize(
+    "entry", ["data_files: {path: '*.txt'}", "data_files: [{path: '*.txt'}]", "data_files: ['*.txt', t*]", ""]
+)
+def test_a_configuration_without_a_split_has_its_files_in_any_folder(tmp_path, entry):
+    folder = tmp_path / "data [1]"
+    make(folder, "train.txt=train test.txt=test")
+    (folder / "README.md").write_text(CARD.format(f"- config_name: en\n  {entry}\n- config_name: de\n  data_dir: de"))
+    settings = DataSettings(source=str(folder), source_config="en")
+    assert {part: list(texts) for part, texts in Source(settings).parts()} == {"train": ["train"], "test": ["test"]}
 
 
 def test_exact_split_names_take_precedence_over_synonyms():
