@@ -51,6 +51,8 @@ def refuse_other_kinds(files: Iterable[Path]) -> None:
     for file in files:
         head = next(read_chunks(file), b"")[:_HEAD_BYTES]
         text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if file.suffix.lower() == ".xml":  # without `<?xml`, it looks like Markdown that contains a tag
+            text = b"<?xml" + text
         kind = next((kind for start, kind in _KINDS.items() if re.match(start, text, re.DOTALL)), None)
         # Control characters are rare in text, except in UTF-16; a file with a NUL byte is refused when it is decoded.
         n_control = 0 if b"\0" in head else sum(byte < 9 or 13 < byte < 32 for byte in head)

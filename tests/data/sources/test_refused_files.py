@@ -35,6 +35,7 @@ OTHERS = {
     "page.html": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page"),
     "login.csv": (b"<html><head><title>Sign in</title></head></html>", "a web page, such as a login page"),
     "login.txt": (b"\xef\xbb\xbf<!-- proxy --><!doctype html><html></html>", "a web page"),
+    "dump.XML": (b"<pages><page>words</page></pages>", "an XML file"),
     "feed.txt": (b'<?xml version="1.0"?><rss></rss>', "an XML file"),
     "lesson.ipynb": (NOTEBOOK, "a Jupyter notebook.*nbconvert"),
     "film.srt": (b"1\r\n00:00:00,000 --> 00:00:00,900\r\nThe fox\r\n", "a subtitle file"),
