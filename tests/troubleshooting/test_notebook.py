@@ -23,7 +23,7 @@ NOTEBOOK = NOTEBOOKS / "05_troubleshooting.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
 # The values that the tests below use; all but `answers`, `direct` and `left` are names in the notebook.
 KEPT = """
-empty empty_log fixed_log wild half mixed endless ended hidden shifted straight memory still_there new_token past_end
+empty empty_log fixed_log wild half mixed endless ended hidden shifted straight printed still_there new_token past_end
 too_long errors outcome script losses uninterrupted resumed longer restarted cut_short fallback killed again logs
 study table between difference shape trained F mfu examination perplexity answers direct left
 """.split()
@@ -117,9 +117,9 @@ def test_labels_shifted_twice_teach_the_token_after_the_next(notebook):
 
 @needs_limits
 def test_memory_runs_out_and_smaller_passes_fit_for_the_same_step(notebook):
-    assert notebook["memory"][0] == "4 passes of 4 rows: passed"
-    assert "can't allocate memory" in notebook["memory"][-1]
-    assert first_cause(notebook["memory"][-1]) == "T1"
+    assert notebook["printed"][0] == "4 passes of 4 rows: passed"
+    assert "can't allocate memory" in notebook["printed"][-1]
+    assert first_cause(notebook["printed"][-1]) == "T1"
 
 
 def test_displayed_and_failed_objects_stay_in_memory_until_released(notebook):
