@@ -115,7 +115,7 @@ class Monitor:
         return "\n".join(lines)
 
     def _page(self) -> str:
-        return f"<pre>{escape(self.text())}</pre>"
+        return f"<pre style='font-family:var(--jp-code-font-family,monospace)'>{escape(self.text())}</pre>"
 
     def start(self, seconds: float = math.inf) -> None:
         """Keep reading in the background until `stop()`, or for some seconds; a second start replaces the first."""

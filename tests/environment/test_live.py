@@ -109,7 +109,7 @@ class TestSample:
         new = sample()
         assert new.row()["memory_gib"] is None
         assert str(watching(new)) == "card"
-        assert watching(new)._repr_mimebundle_()["text/html"] == "<pre>card</pre>"
+        assert watching(new)._repr_mimebundle_()["text/html"].endswith(">card</pre>")
 
     def test_a_card_that_reported_its_memory_before_nvml_crashed_is_shown(self, nvml):
         nvml[:] = [Nvml("crashed", "ended by SIGSEGV", "580.1", cards=(CARD,))]
