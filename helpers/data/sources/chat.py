@@ -23,7 +23,7 @@ _COLUMN_ROLES = (
     (("system", "system_prompt"), "system"),
     (("prompt", "instruction", "question", "query", "problem", "inputs"), "user"),
     (("input", "context"), "user"),  # what the question is about
-    (("completion", "response", "output", "answer", "solution", "targets"), "assistant"),
+    (("completion", "response", "output", "solution", "answer", "targets"), "assistant"),
 )
 _ROLE_ALIASES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
 
@@ -184,10 +184,12 @@ def chat_columns(columns: Mapping[str, str], wanted: str) -> tuple[str, ...]:
     if "text" in columns:
         return ()
     chats = [name for name, kind in columns.items() if kind == "messages"]
+    if named := [name for name in MESSAGE_COLUMNS if name in chats]:
+        return (named[0],)
     found = [next((name for name in names if name in columns), "") for names, _ in _COLUMN_ROLES]
     if all(columns.get(name) in ("words", "messages", "other") for name in (found[1], found[-1])):
         return tuple(filter(None, found))
-    return (next((name for name in MESSAGE_COLUMNS if name in chats), chats[0]),) if chats else ()
+    return tuple(chats[:1])
 
 
 def render_row(values: Mapping[str, Any], columns: Sequence[str], template: str) -> Dialogue | str:

@@ -141,6 +141,14 @@ def test_what_a_question_refers_to_and_what_precedes_it_are_part_of_the_prompt(t
     assert next(iter(texts)).segments == [(prompt, True), (f" {ANSWER}", False)]
 
 
+def test_messages_come_before_a_pair_of_columns_and_a_solution_before_its_last_line(tmp_path):
+    row = {"problem": "2 + 2?", "answer": "4", "solution": "2 + 2 = 4"}
+    for further, document in (({}, "User: 2 + 2?\n\nAssistant: 2 + 2 = 4"), ({"messages": CHAT[1:]}, f"User: {ASK}")):
+        (tmp_path / "a.jsonl").write_text(json.dumps(row | further))
+        ((_, texts),) = Source(DataSettings(source=str(tmp_path / "a.jsonl"))).parts()
+        assert next(iter(texts)).startswith(document)
+
+
 def test_a_column_called_text_comes_before_a_pair_of_prompt_and_completion(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": ASK, "completion": ANSWER, "text": "A fable."}))
     ((_, texts),) = Source(DataSettings(source=str(tmp_path / "a.jsonl"))).parts()
